@@ -1,0 +1,215 @@
+//! Which files an image may make us open.
+//!
+//! An image names other files: backing files, data files, extents, parents. An image from a stranger must not
+//! read `/etc/shadow` by naming it, so such a file is opened only when it really lies (symbolic links resolved)
+//! under the folder of the image that the user named, or under a folder that the user allowed. Hidden files and
+//! folders (`.ssh`) count as outside the image's folder, and so does every folder when the image lies in `/`.
+//! What is opened is a regular file; a block device only where the user allowed its folder; never a FIFO or
+//! anything else.
+
+use super::OpenOptions;
+use super::lock::lock_for_reading;
+use firn_disk::{Disk, Error, ErrorKind, FileDisk, Result};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
+use std::fs::{File, Metadata};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// An open file of an image. Cheap to clone; QEMU's locks are held until the last clone is gone.
+#[derive(Debug, Clone)]
+pub(super) struct ImageFile(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    disk: FileDisk,
+    /// Device and inode number.
+    identity: (u64, u64),
+    /// Where names that this file holds are looked for, in order.
+    folders: Vec<PathBuf>,
+}
+
+impl ImageFile {
+    pub(super) fn disk(&self) -> &FileDisk {
+        &self.0.disk
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.0.disk.path()
+    }
+
+    pub(super) fn identity(&self) -> (u64, u64) {
+        self.0.identity
+    }
+
+    /// Fills `buf` from byte `at`.
+    ///
+    /// # Errors
+    /// `Corrupt` when the range lies past the end: what an image says is there must be there; what reading says.
+    pub(super) fn read_stored(&self, buf: &mut [u8], at: u64) -> Result<()> {
+        self.check_stored(at, buf.len() as u64)?;
+        self.0.disk.read_at(buf, at)
+    }
+
+    /// `Ok` when [`read_stored`](Self::read_stored) of that range would not run past the end.
+    pub(super) fn check_stored(&self, at: u64, length: u64) -> Result<()> {
+        match at.checked_add(length) {
+            Some(end) if end <= self.0.disk.len() => Ok(()),
+            _ => Err(Error::corrupt(format!(
+                "{length} bytes are said to lie past the end of the file at byte {}",
+                self.0.disk.len()
+            ))
+            .at_path(self.path())
+            .at_offset(at)
+            .hint("the file is cut short, or its tables are damaged: take another copy")),
+        }
+    }
+}
+
+/// Opens files for an image, as far as the user lets it.
+#[derive(Debug)]
+pub(super) struct Gate {
+    /// Folders, with symbolic links resolved, whose regular files may be opened.
+    own: Vec<PathBuf>,
+    /// Folders that the user allowed by name.
+    allowed: Vec<PathBuf>,
+    torn: bool,
+}
+
+impl Gate {
+    /// Opens the image that the user named, and the gate that the files it names must pass.
+    ///
+    /// # Errors
+    /// The system's own; `Unsupported` for what is neither a file nor a block device; `Unavailable` when a
+    /// running QEMU writes to it; `NotFound` when an allowed folder does not exist.
+    pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<(Self, ImageFile)> {
+        let mut allowed = Vec::new();
+        for folder in &options.allow_backing {
+            let real = folder.canonicalize();
+            allowed.push(real.map_err(|error| Error::from_io("open the allowed folder", error).at_path(folder))?);
+        }
+        let real = path.canonicalize().map_err(|error| Error::from_io("open", error).at_path(path))?;
+        let file = open_checked(&real, true).map_err(|error| error.at_path(path))?;
+        let named_in = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
+            _ => PathBuf::from("."),
+        };
+        let mut folders = vec![named_in];
+        folders.extend(real.parent().map(Path::to_path_buf));
+        // A device's folder is /dev: being next to it permits nothing.
+        let own = if file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+            folders.iter().filter_map(|folder| folder.canonicalize().ok()).collect()
+        } else {
+            Vec::new()
+        };
+        let gate = Self { own, allowed, torn: options.torn };
+        let file = gate.admit(file, path, folders)?;
+        Ok((gate, file))
+    }
+
+    /// Opens the file called `name` that `from` holds as its `role` ("backing file").
+    ///
+    /// # Errors
+    /// `Denied` when it lies outside what the user lets the image open; `NotFound`; otherwise as
+    /// [`open`](Self::open).
+    pub(super) fn open_named(&self, from: &ImageFile, name: &Path, role: &str) -> Result<ImageFile> {
+        let explain = |error: Error| error.context(format!("the {role} of {}", from.path().display())).at_path(name);
+        let (path, real) = locate(from, name).map_err(explain)?;
+        let is_allowed = self.allowed.iter().any(|folder| real.starts_with(folder));
+        if !is_allowed && !self.own.iter().any(|folder| is_beside(&real, folder)) {
+            let folder = real.parent().unwrap_or(&real).display().to_string();
+            return Err(explain(
+                Error::new(ErrorKind::Denied, format!("it lies outside the image's own folder, at {}", real.display()))
+                    .hint(format!("if you trust the image, allow it with --allow-backing {folder}")),
+            ));
+        }
+        let file = open_checked(&real, is_allowed).map_err(explain)?;
+        let mut folders: Vec<PathBuf> = path.parent().map(Path::to_path_buf).into_iter().collect();
+        folders.extend(real.parent().map(Path::to_path_buf));
+        self.admit(file, &path, folders).map_err(explain)
+    }
+
+    fn admit(&self, file: File, path: &Path, folders: Vec<PathBuf>) -> Result<ImageFile> {
+        let metadata = file.metadata().map_err(|error| Error::from_io("stat", error).at_path(path))?;
+        if !self.torn {
+            lock_for_reading(&file, path)?;
+        }
+        let disk = FileDisk::from_file(file, path)?;
+        Ok(ImageFile(Arc::new(Inner { disk, identity: (metadata.dev(), metadata.ino()), folders })))
+    }
+}
+
+/// Whether `file` lies in `folder` or, not hidden, below it.
+fn is_beside(file: &Path, folder: &Path) -> bool {
+    let Ok(below) = file.strip_prefix(folder) else { return false };
+    let is_hidden = below.components().any(|part| part.as_os_str().as_bytes().starts_with(b"."));
+    // In the root folder everything would be below.
+    !is_hidden && (folder.parent().is_some() || below.components().count() == 1)
+}
+
+/// Where `name` is, as written and with symbolic links resolved.
+fn locate(from: &ImageFile, name: &Path) -> Result<(PathBuf, PathBuf)> {
+    let mut missing = None;
+    for folder in &from.0.folders {
+        // Joining an absolute name gives that name.
+        let path = folder.join(name);
+        match path.canonicalize() {
+            Ok(real) => return Ok((path, real)),
+            Err(error) => missing = missing.or(Some(error)),
+        }
+    }
+    match missing {
+        Some(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Error::not_found("it is not there")),
+        Some(error) => Err(Error::from_io("open", error)),
+        None => Err(Error::not_found("it is not there")),
+    }
+}
+
+/// Opens `real`, a path without symbolic links, without blocking on whatever it is.
+fn open_checked(real: &Path, device_allowed: bool) -> Result<File> {
+    // Opening some devices and pipes has effects; look before opening, and again at what was opened.
+    let metadata = std::fs::metadata(real).map_err(|error| Error::from_io("open", error))?;
+    check_type(&metadata, device_allowed)?;
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    let file = match openat2(AT_FDCWD, real, how) {
+        Ok(descriptor) => File::from(descriptor),
+        Err(Errno::ENOSYS | Errno::EPERM | Errno::EINVAL) => std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_NOFOLLOW).bits())
+            .open(real)
+            .map_err(|error| Error::from_io("open", error))?,
+        Err(error) => return Err(Error::from_io("open", error.into())),
+    };
+    check_type(&file.metadata().map_err(|error| Error::from_io("stat", error))?, device_allowed)?;
+    Ok(file)
+}
+
+fn check_type(metadata: &Metadata, device_allowed: bool) -> Result<()> {
+    let kind = metadata.file_type();
+    if kind.is_file() || (kind.is_block_device() && device_allowed) {
+        return Ok(());
+    }
+    if kind.is_block_device() {
+        return Err(Error::new(ErrorKind::Denied, "it is a block device")
+            .hint("if you trust the image, allow the device's folder with --allow-backing"));
+    }
+    let what = if kind.is_dir() { "a folder" } else { "neither a regular file nor a block device" };
+    Err(Error::unsupported(format!("this is {what}")).hint("name a disk image or a block device"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beside_is_neither_hidden_nor_all_of_the_root() {
+        let is = |file: &str, folder: &str| is_beside(Path::new(file), Path::new(folder));
+        assert!(is("/vm/a", "/vm") && is("/vm/sub/a", "/vm") && is("/.hidden/vm/a", "/.hidden/vm"));
+        assert!(!is("/vm2/a", "/vm") && !is("/a", "/vm"));
+        assert!(!is("/home/u/.ssh/id", "/home/u") && !is("/home/u/.netrc", "/home/u"));
+        assert!(is("/a", "/") && !is("/etc/shadow", "/"));
+    }
+}

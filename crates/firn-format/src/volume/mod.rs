@@ -1,0 +1,3 @@
+//! Volume managers: disks in, volumes out.
+
+pub mod lvm;

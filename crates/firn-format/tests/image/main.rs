@@ -1,0 +1,12 @@
+//! Disk images against the tools that everybody uses: what `qemu-img` makes we read as it does, and what we
+//! write it finds sound. Damaged, hostile and locked images are refused for the right reason.
+
+#![allow(clippy::unwrap_used)]
+
+mod access;
+mod chains;
+mod damage;
+mod read;
+mod support;
+mod vmdk;
+mod write;

@@ -1,0 +1,111 @@
+//! Images that `qemu-img` made, read back: the bytes and the runs are QEMU's.
+
+use crate::support::{check_image, have, mixed_disk, open, qemu_img, run};
+use firn_format::image::ImageFormat;
+use std::path::Path;
+
+/// An odd number of sectors, so that the last cluster and the last grain are cut by the end of the disk.
+const LENGTH: usize = (5 << 20) + 3 * 512;
+
+fn convert(folder: &Path, format: &str, options: &[&str], output: &str) {
+    let mut arguments = vec!["convert", "-q", "-f", "raw", "-O", format];
+    arguments.extend(options);
+    arguments.extend(["source.raw", output]);
+    qemu_img(folder, &arguments);
+}
+
+fn check_each(test: &str, format: ImageFormat, cases: &[&[&str]]) {
+    if !have("qemu-img", test) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = mixed_disk(LENGTH, 1);
+    std::fs::write(folder.path().join("source.raw"), &bytes).unwrap();
+    for (seed, options) in (1..).zip(cases) {
+        let name = format!("image{seed}");
+        convert(folder.path(), format.as_str(), options, &name);
+        eprintln!("{options:?}");
+        let path = folder.path().join(&name);
+        assert_eq!(open(&path).format, format, "{options:?}");
+        check_image(&path, &bytes, seed);
+    }
+}
+
+#[test]
+fn qcow2_of_every_cluster_size() {
+    let sizes: Vec<String> = (9..=21).map(|bits| format!("cluster_size={}", 1 << bits)).collect();
+    let cases: Vec<Vec<&str>> = sizes.iter().map(|size| vec!["-o", size]).collect();
+    check_each("qcow2_of_every_cluster_size", ImageFormat::Qcow2, &cases.iter().map(Vec::as_slice).collect::<Vec<_>>());
+}
+
+#[test]
+fn qcow2_compressed_old_and_with_subclusters() {
+    check_each(
+        "qcow2_compressed_old_and_with_subclusters",
+        ImageFormat::Qcow2,
+        &[
+            &["-o", "compat=0.10"],
+            &["-c"],
+            &["-c", "-o", "compat=0.10"],
+            &["-c", "-o", "compression_type=zstd"],
+            &["-c", "-o", "cluster_size=512"],
+            &["-c", "-o", "cluster_size=4k,compression_type=zstd"],
+            &["-c", "-o", "cluster_size=2M"],
+            &["-c", "-o", "cluster_size=2M,compression_type=zstd"],
+            &["-o", "extended_l2=on,cluster_size=16k"],
+            &["-o", "extended_l2=on,cluster_size=128k"],
+            &["-o", "extended_l2=on,cluster_size=2M"],
+            &["-c", "-o", "extended_l2=on"],
+            &["-o", "preallocation=metadata"],
+            &["-o", "preallocation=falloc"],
+            &["-o", "lazy_refcounts=on,refcount_bits=64"],
+        ],
+    );
+}
+
+#[test]
+fn vmdk_of_every_kind() {
+    check_each(
+        "vmdk_of_every_kind",
+        ImageFormat::Vmdk,
+        &[
+            &["-o", "subformat=monolithicSparse"],
+            &["-o", "subformat=monolithicFlat"],
+            &["-o", "subformat=twoGbMaxExtentSparse"],
+            &["-o", "subformat=twoGbMaxExtentFlat"],
+            &["-o", "subformat=streamOptimized"],
+            &["-o", "subformat=monolithicSparse,zeroed_grain=on"],
+            &["-o", "subformat=monolithicSparse,compat6=on"],
+        ],
+    );
+}
+
+/// A guest's first writes into an image: parts of clusters at the very end of the file, discards, zeros.
+#[test]
+fn images_that_a_guest_has_just_begun_to_write() {
+    if !have("qemu-img", "images_that_a_guest_has_just_begun_to_write") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for (seed, options) in (1..).zip(["cluster_size=64k", "cluster_size=2M", "extended_l2=on", "lazy_refcounts=on"]) {
+        let path = folder.path().join("a.qcow2");
+        qemu_img(folder.path(), &["create", "-q", "-f", "qcow2", "-o", options, "a.qcow2", "9M"]);
+        let mut bytes = vec![0; 9 << 20];
+        for (index, at) in [0, 5 << 20, (9 << 20) - 512, 4096, 70_144, (3 << 20) + 1024].into_iter().enumerate() {
+            let byte = u8::try_from(index + 1).unwrap();
+            run(folder.path(), "qemu-io", &["-c", &format!("write -P {byte} {at} 512"), "a.qcow2"]);
+            bytes[at..at + 512].fill(byte);
+            check_image(&path, &bytes, seed);
+        }
+        let commands = ["write -z 4096 512", "discard 4M 4M", "write -z -u 64k 64k"];
+        run(
+            folder.path(),
+            "qemu-io",
+            &["-d", "unmap", "-c", commands[0], "-c", commands[1], "-c", commands[2], "a.qcow2"],
+        );
+        bytes[4096..4608].fill(0);
+        bytes[4 << 20..8 << 20].fill(0);
+        bytes[64 << 10..128 << 10].fill(0);
+        check_image(&path, &bytes, seed);
+    }
+}
