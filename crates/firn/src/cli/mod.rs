@@ -7,7 +7,6 @@ mod context;
 mod cp;
 mod forget;
 mod hash;
-mod in_use;
 mod init;
 mod key;
 mod list;

@@ -1,7 +1,7 @@
 //! `firn restore`: disks out of the pool, or out of an image, as image files.
 
 use super::context::Context;
-use super::in_use;
+
 use super::output;
 use super::progress::{Status, Watch};
 use super::snapshots::parse_address;
@@ -413,7 +413,7 @@ fn write_device(
     if args.format.is_some_and(|format| format.format != WriteFormat::Raw) {
         return Err(Error::invalid("a block device takes raw bytes only").hint("leave out --format"));
     }
-    let opened = std::fs::OpenOptions::new().read(true).write(true).custom_flags(in_use::O_EXCL).open(path);
+    let opened = std::fs::OpenOptions::new().read(true).write(true).custom_flags(firn_source::O_EXCL).open(path);
     let file = opened.map_err(|error| {
         Error::from_io("open for writing", error)
             .at_path(path)

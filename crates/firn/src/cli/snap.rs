@@ -236,7 +236,7 @@ fn open(name: String, file: &OsStr, args: &SnapArgs) -> Result<Source> {
     let first = image::open(&image.file, &options)?;
     let files = files_of(&absolute, &first);
     if !args.torn {
-        files.iter().try_for_each(|file| super::in_use::refuse_mounted(file))?;
+        files.iter().try_for_each(|file| firn_source::refuse_mounted(file))?;
     }
     let watched = files.iter().map(|path| Ok((path.clone(), FileState::of(path)?))).collect::<Result<_>>()?;
     let opened = image::open(&image.file, &options)?;

@@ -4,7 +4,6 @@
 //! of whose partitions is: opening it with `O_EXCL` then fails (open(2)). Mounted read-only it may be read all the same.
 //! A file below a loop device is told of by `/sys/block/loopN/loop/backing_file`.
 
-use super::output;
 use firn_disk::{Error, ErrorKind, Result};
 use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -45,7 +44,7 @@ fn check_device(device: &Path, path: &Path, mounts: &str) -> Result<()> {
         writable = writable.or(mount.writable.then_some(mount.folder));
     }
     if let Some(folder) = writable {
-        return refuse(format!("this is mounted on {}", output::plain(folder)));
+        return refuse(format!("this is mounted on {}", folder));
     }
     let claimed = std::fs::OpenOptions::new().read(true).custom_flags(O_EXCL).open(device);
     if !is_mounted && claimed.is_err_and(|error| error.kind() == std::io::ErrorKind::ResourceBusy) {

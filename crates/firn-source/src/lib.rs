@@ -1,0 +1,25 @@
+//! Where a machine's disks come from, and how one instant of all of them is taken.
+//!
+//! ```text
+//!   sources ── plan ── prepare ─┬─ freeze ── cut ── thaw ─┬─ open ── (read) ── check ── (publish) ── finish
+//!             (reads only)      └── quiesce: hooks, agent ─┘
+//! ```
+//! Each kind of [`Source`] is a module; [`open`] finds it by its URI. What is read is a [`Disk`](firn_disk::Disk) like
+//! any other, with the ranges that changed since the last snapshot where the source knows them. Nothing here knows the
+//! pool: what it already has is told by [`Request`].
+
+#![forbid(unsafe_code)]
+
+mod file;
+mod in_use;
+mod nbd;
+pub mod process;
+pub mod quiesce;
+mod source;
+mod uri;
+
+pub use file::{FileOptions, FileSource};
+pub use in_use::{O_EXCL, refuse_mounted};
+pub use nbd::{NbdSource, open_export};
+pub use source::{Attachment, Changed, FrozenDisk, Outcome, Plan, PlannedDisk, PreviousDisk, Request, Source};
+pub use uri::{SourceOptions, open};
