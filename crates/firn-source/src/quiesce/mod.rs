@@ -1,5 +1,18 @@
 //! Quiescing: a guest is brought to a consistent point, the instant is cut, and the guest goes on, whatever happens.
 
+mod agent;
+mod channel;
+mod cut;
+mod hooks;
+mod record;
+mod watchdog;
+
+pub use agent::AgentGuest;
+pub use cut::{Consistency, CutOptions, FailedHook, Freeze, Member, Surroundings, Taken, take};
+pub use hooks::{Hook, HookOutcome, Phase, Place};
+pub use record::state_folder;
+pub use watchdog::{Opener, Watch, WatchdogProgram, recover, watch};
+
 use firn_disk::Result;
 use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
