@@ -14,6 +14,7 @@
 //! 9 disk (repeats): 1 name  2 length  3 logical block size  4 root (33)  5 source  6 source generation
 //! 10 attachment (repeats): 1 name  2 bytes
 //! 11 statistics: 1 bytes read  2 new bytes stored  3 milliseconds taken  4 bytes that are neither hole nor zero
+//! 12 remark (repeats): a line of text
 //! ```
 
 use crate::clock;
@@ -117,6 +118,8 @@ pub struct Manifest {
     pub attachments: Vec<Attachment>,
     /// What it cost.
     pub statistics: SnapshotStatistics,
+    /// What has to be known of how it was taken, a line each: hooks and how they ended, why nothing was frozen.
+    pub remarks: Vec<String>,
 }
 
 const MACHINE: u16 = 1;
@@ -130,6 +133,7 @@ const GROUP: u16 = 8;
 const DISK: u16 = 9;
 const ATTACHMENT: u16 = 10;
 const STATISTICS: u16 = 11;
+const REMARK: u16 = 12;
 
 impl DiskRecord {
     fn to_bytes(&self) -> Vec<u8> {
@@ -213,6 +217,9 @@ impl Manifest {
         let SnapshotStatistics { bytes_read, bytes_stored, milliseconds, bytes_data } = self.statistics;
         statistics.u64(1, bytes_read).u64(2, bytes_stored).u64(3, milliseconds).u64(4, bytes_data);
         fields.bytes(STATISTICS, &statistics.finish());
+        for remark in &self.remarks {
+            fields.text(REMARK, remark);
+        }
         Ok(fields.finish())
     }
 
@@ -245,6 +252,7 @@ impl Manifest {
                 milliseconds: statistics.u64(3)?,
                 bytes_data: statistics.u64(4)?,
             },
+            remarks: fields.all(REMARK).map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect(),
         })
     }
 }
@@ -331,6 +339,7 @@ mod tests {
             ],
             attachments: vec![Attachment { name: "web1.xml".into(), bytes: b"<domain/>".to_vec() }],
             statistics: SnapshotStatistics { bytes_read: 1, bytes_stored: 2, milliseconds: 3, bytes_data: 4 },
+            remarks: vec!["hook: well".into()],
         }
     }
 

@@ -223,6 +223,11 @@ impl Pool {
         self.blobs.keys.full().map(|_| ())
     }
 
+    /// The pool's UUID.
+    pub fn uuid(&self) -> Uuid {
+        self.header.pool
+    }
+
     /// A disk of a snapshot of this pool.
     pub fn disk(&self, record: &DiskRecord) -> PoolDisk {
         PoolDisk::new(self.blobs.clone(), record.clone())

@@ -64,11 +64,6 @@ impl FileSource {
         Ok(Self { file, name, options, opened: None })
     }
 
-    /// Whether the program that wrote the image marked it as corrupt; known once it is prepared.
-    pub fn is_marked_corrupt(&self) -> bool {
-        self.opened.as_ref().is_some_and(|opened| opened.is_marked_corrupt)
-    }
-
     fn opened(&mut self) -> Result<&Opened> {
         if self.opened.is_none() {
             self.opened = Some(self.open_image()?);
@@ -129,11 +124,15 @@ impl Source for FileSource {
     }
 
     fn plan(&mut self, _request: &Request) -> Result<Plan> {
-        let length = self.opened()?.disk.len();
+        let opened = self.opened()?;
+        let length = opened.disk.len();
+        let is_marked_corrupt = opened.is_marked_corrupt;
         let why_all = Some(Self::reads_all());
         let disk = PlannedDisk { name: self.name.clone(), length, dirty_bytes: None, why_all };
         let steps = vec![format!("read {} under its lock", self.uri())];
-        Ok(Plan { disks: vec![disk], steps, attachments: Vec::new() })
+        let warning = || format!("{} is marked as corrupt by the program that wrote it", self.uri());
+        let warnings = is_marked_corrupt.then(warning).into_iter().collect();
+        Ok(Plan { disks: vec![disk], steps, warnings, attachments: Vec::new() })
     }
 
     fn prepare(&mut self, _request: &Request) -> Result<()> {

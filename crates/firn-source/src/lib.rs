@@ -21,5 +21,7 @@ mod uri;
 pub use file::{FileOptions, FileSource};
 pub use in_use::{O_EXCL, refuse_mounted};
 pub use nbd::{NbdSource, open_export};
-pub use source::{Attachment, Changed, FrozenDisk, Outcome, Plan, PlannedDisk, PreviousDisk, Request, Source};
+pub use source::{
+    Attachment, Changed, Finding, FrozenDisk, Health, Outcome, Plan, PlannedDisk, PreviousDisk, Request, Source,
+};
 pub use uri::{SourceOptions, open};

@@ -57,7 +57,7 @@ impl Source for NbdSource {
         let length = self.disk()?.len();
         let why_all = Some("an export does not tell what changed".to_owned());
         let disk = PlannedDisk { name: self.name.clone(), length, dirty_bytes: None, why_all };
-        Ok(Plan { disks: vec![disk], steps: vec![format!("read {}", self.uri)], attachments: Vec::new() })
+        Ok(Plan { disks: vec![disk], steps: vec![format!("read {}", self.uri)], ..Plan::default() })
     }
 
     fn prepare(&mut self, _request: &Request) -> Result<()> {

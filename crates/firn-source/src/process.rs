@@ -33,14 +33,20 @@ impl Finished {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
+    /// The last line of stdout that says something, or of stderr: what programs answer to `--version`.
+    pub fn last_line(&self) -> String {
+        last_line(&self.stdout).or_else(|| last_line(&self.stderr)).unwrap_or_default()
+    }
+
     /// The last line of stderr that says something, or of stdout.
     pub fn last_words(&self) -> String {
-        let last = |bytes: &[u8]| {
-            let text = String::from_utf8_lossy(bytes);
-            text.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
-        };
-        last(&self.stderr).or_else(|| last(&self.stdout)).unwrap_or_default()
+        last_line(&self.stderr).or_else(|| last_line(&self.stdout)).unwrap_or_default()
     }
+}
+
+fn last_line(bytes: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(bytes);
+    text.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
 }
 
 /// Runs `command` in a process group of its own, with `input` on its stdin, and waits for its end. When `timeout` is

@@ -12,7 +12,7 @@
 //! that [`Source::sweep`] finds them: in the watchdog at once, and in the next `prepare`.
 
 use crate::quiesce::{Guest, Ticket};
-use firn_disk::{Result, SharedDisk};
+use firn_disk::{Error, Result, SharedDisk};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
@@ -56,6 +56,8 @@ pub struct Plan {
     pub disks: Vec<PlannedDisk>,
     /// What would be done, in order, a line each, for people.
     pub steps: Vec<String>,
+    /// What the user should know before it is done: an image that is marked as corrupt.
+    pub warnings: Vec<String>,
     /// Small files that are kept with the snapshot: domain XML, NVRAM.
     pub attachments: Vec<Attachment>,
 }
@@ -106,6 +108,48 @@ pub enum Changed {
     Since(Vec<Range<u64>>),
 }
 
+/// What an examination of a source found, for `firn doctor`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What was looked at: `QEMU's version`.
+    pub what: String,
+    /// How it is.
+    pub state: Health,
+    /// What was found: `10.0.2`.
+    pub detail: String,
+    /// What to do about it, where there is something.
+    pub hint: Option<String>,
+}
+
+/// How good a [`Finding`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Health {
+    /// As it should be.
+    Good,
+    /// Snapshots work, though less well than they could.
+    Poor,
+    /// Snapshots do not work.
+    Bad,
+}
+
+impl Finding {
+    /// What is as it should be.
+    pub fn good(what: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { what: what.into(), state: Health::Good, detail: detail.into(), hint: None }
+    }
+
+    /// What makes snapshots less good, with what to do about it.
+    pub fn poor(what: impl Into<String>, detail: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { what: what.into(), state: Health::Poor, detail: detail.into(), hint: Some(hint.into()) }
+    }
+
+    /// What makes snapshots impossible.
+    pub fn bad(what: impl Into<String>, error: &Error) -> Self {
+        let hint = error.next_step().map(str::to_owned);
+        Self { what: what.into(), state: Health::Bad, detail: error.to_string(), hint }
+    }
+}
+
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -141,6 +185,11 @@ pub trait Source: Debug + Send {
     /// # Errors
     /// Whatever would make a snapshot impossible, with what to do about it.
     fn plan(&mut self, request: &Request) -> Result<Plan>;
+
+    /// Looks closer than `plan`, for `firn doctor`: versions, privileges, room for scratch files. Changes nothing.
+    fn examine(&mut self, _request: &Request) -> Vec<Finding> {
+        Vec::new()
+    }
 
     /// Removes what a dead run of the same owner left behind, checks the room that is needed, and makes everything that
     /// can be made before the instant. What it makes hurts nobody when this process dies. Comes after `plan`.

@@ -33,6 +33,9 @@ use uuid::Uuid;
 const MOST_DISKS: usize = 1024;
 /// Attachments are small files.
 const MOST_ATTACHMENT_BYTES: usize = 16 << 20;
+/// Remarks are lines for people.
+const MOST_REMARKS: usize = 256;
+const MOST_REMARK_BYTES: usize = 64 << 10;
 
 /// Which bytes of a disk may differ from what the pool has.
 #[derive(Debug)]
@@ -76,6 +79,8 @@ pub struct SnapshotOptions {
     pub group: Option<Uuid>,
     /// Small files kept with it.
     pub attachments: Vec<Attachment>,
+    /// What has to be known of how it was taken, a line each; at most 256 lines of 64 KiB.
+    pub remarks: Vec<String>,
 }
 
 /// What is going on, for those who watch; and the way to stop it.
@@ -165,6 +170,7 @@ impl Pool {
             disks: records,
             attachments: options.attachments,
             statistics,
+            remarks: options.remarks,
         };
         progress.go_on()?;
         before_publish()?;
@@ -221,6 +227,9 @@ fn check_inputs(disks: &[DiskInput<'_>], options: &SnapshotOptions) -> Result<()
             let size = input.disk.logical_block_size();
             return Err(Error::unsupported(format!("disk {} has sectors of {size} bytes", input.name)));
         }
+    }
+    if options.remarks.len() > MOST_REMARKS || options.remarks.iter().any(|line| line.len() > MOST_REMARK_BYTES) {
+        return Err(Error::invalid(format!("a snapshot has at most {MOST_REMARKS} remarks of at most 64 KiB each")));
     }
     for (number, attachment) in options.attachments.iter().enumerate() {
         if options.attachments[..number].iter().any(|other| other.name == attachment.name) {

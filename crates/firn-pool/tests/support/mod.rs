@@ -100,6 +100,7 @@ pub fn options(second: i64) -> SnapshotOptions {
         frozen_milliseconds: None,
         group: None,
         attachments: Vec::new(),
+        remarks: Vec::new(),
     }
 }
 

@@ -110,6 +110,7 @@ pub fn snapshot_json(manifest: &Manifest) -> Value {
         "bytes_read": statistics.bytes_read,
         "bytes_stored": statistics.bytes_stored,
         "milliseconds": statistics.milliseconds,
+        "remarks": manifest.remarks,
     })
 }
 
@@ -159,6 +160,9 @@ fn print(name: &str, manifest: &Manifest) -> Result<()> {
     rows.push(("taken in", output::duration(statistics.milliseconds)));
     for file in &manifest.attachments {
         rows.push(("kept with it", format!("{} ({})", file.name, output::size(file.bytes.len() as u64))));
+    }
+    for remark in &manifest.remarks {
+        rows.push(("remark", remark.clone()));
     }
     for (name, value) in rows {
         output::line(&format!("{name:<16} {}", output::plain(&value)))?;

@@ -5,6 +5,7 @@
 mod cat;
 mod context;
 mod cp;
+mod doctor;
 mod forget;
 mod hash;
 mod init;
@@ -105,6 +106,7 @@ enum Command {
     Stat(stat::StatArgs),
     Init(init::InitArgs),
     Snap(snap::SnapArgs),
+    Doctor(doctor::DoctorArgs),
     List(list::ListArgs),
     Show(list::ShowArgs),
     Restore(restore::RestoreArgs),
@@ -129,6 +131,7 @@ pub fn main() -> ExitCode {
         Command::Stat(args) => stat::run(&context, &args),
         Command::Init(args) => init::run(&context, &args),
         Command::Snap(args) => snap::run(&context, &args),
+        Command::Doctor(args) => doctor::run(&context, &args),
         Command::List(args) => list::list(&context, &args),
         Command::Show(args) => list::show(&context, &args),
         Command::Restore(args) => restore::run(&context, &args),
