@@ -34,17 +34,45 @@ const RESIZE: i64 = 3;
 /// # Errors
 /// `Unavailable` when a QEMU process writes to the file, or lets nobody read it.
 pub(super) fn lock_for_reading(file: &File, path: &Path) -> Result<()> {
+    let ours = [USED + CONSISTENT_READ, DENIED + WRITE, DENIED + RESIZE];
+    let theirs = [DENIED + CONSISTENT_READ, USED + WRITE, USED + RESIZE];
+    lock(file, &ours, &theirs).map_err(|Taken| {
+        Error::new(ErrorKind::Unavailable, "a running QEMU writes to this image")
+            .at_path(path)
+            .hint("stop the guest, take it through QEMU, or read it as it is with --torn")
+    })
+}
+
+/// Takes QEMU's locks of a writer who can bear neither readers nor writers beside it, as `qemu-img` does on an image
+/// that it changes.
+///
+/// # Errors
+/// `Unavailable` when any QEMU process has the file open.
+pub(super) fn lock_for_writing(file: &File, path: &Path) -> Result<()> {
+    let all = [CONSISTENT_READ, WRITE, RESIZE];
+    let ours: Vec<i64> = all.iter().flat_map(|permission| [USED + permission, DENIED + permission]).collect();
+    lock(file, &ours, &ours).map_err(|Taken| {
+        Error::new(ErrorKind::Unavailable, "a running QEMU has this image open")
+            .at_path(path)
+            .hint("stop the guest first, or name another file")
+    })
+}
+
+/// Somebody else holds a lock that excludes ours.
+struct Taken;
+
+fn lock(file: &File, ours: &[i64], theirs: &[i64]) -> Result<(), Taken> {
     // Our own locks first, then the look at those of others: of two that start at once at least one sees the other.
-    for byte in [USED + CONSISTENT_READ, DENIED + WRITE, DENIED + RESIZE] {
+    for byte in ours {
         // Any other failure means that locks are not to be had here: on this file system, or for this process.
-        if fcntl(file, FcntlArg::F_OFD_SETLK(&one_byte(libc::F_RDLCK, byte))) == Err(Errno::EAGAIN) {
-            return Err(in_use(path));
+        if fcntl(file, FcntlArg::F_OFD_SETLK(&one_byte(libc::F_RDLCK, *byte))) == Err(Errno::EAGAIN) {
+            return Err(Taken);
         }
     }
-    for byte in [DENIED + CONSISTENT_READ, USED + WRITE, USED + RESIZE] {
-        let mut probe = one_byte(libc::F_WRLCK, byte);
+    for byte in theirs {
+        let mut probe = one_byte(libc::F_WRLCK, *byte);
         if fcntl(file, FcntlArg::F_OFD_GETLK(&mut probe)).is_ok() && i32::from(probe.l_type) != libc::F_UNLCK {
-            return Err(in_use(path));
+            return Err(Taken);
         }
     }
     Ok(())
@@ -58,10 +86,4 @@ fn one_byte(kind: i32, byte: i64) -> libc::flock {
         l_len: 1,
         l_pid: 0,
     }
-}
-
-fn in_use(path: &Path) -> Error {
-    Error::new(ErrorKind::Unavailable, "a running QEMU writes to this image")
-        .at_path(path)
-        .hint("stop the guest, take it through QEMU, or read it as it is with --torn")
 }

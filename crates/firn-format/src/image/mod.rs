@@ -22,7 +22,7 @@ pub use destination::Destination;
 pub use write::{ClusterCompression, WriteFormat, WriteOptions, WriteSummary, write_image};
 
 use access::{Gate, ImageFile};
-use firn_disk::{Disk, Error, Extent, Result, SharedDisk};
+use firn_disk::{Disk, Error, Extent, FileDisk, Result, SharedDisk};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tables::TableCache;
@@ -139,6 +139,24 @@ pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Image> {
     let mut opener = Opener { gate, tables: TableCache::new(), open: Vec::new() };
     let opened = opener.open_file(&file, options.format, options.snapshot.as_deref())?;
     Ok(Image { disk: opened.disk, format: opened.format, details: opened.details })
+}
+
+/// Opens a raw image or block device that is there already, to be changed in place, under QEMU's locks of a writer.
+///
+/// # Errors
+/// `Unavailable` when a QEMU has it open, or the kernel uses the device; `Invalid` for an image of another format, unless
+/// `even_if` says that it is raw all the same; the system's own.
+pub fn open_in_place(path: &Path, even_if: bool) -> Result<FileDisk> {
+    let format = open(path, &OpenOptions { torn: true, ..OpenOptions::default() }).map(|image| image.format);
+    if !even_if && format.as_ref().map_or(true, |format| *format != ImageFormat::Raw) {
+        let found = format.map_or_else(|error| error.to_string(), |format| format!("it is {}", format.as_str()));
+        return Err(Error::invalid(format!("only a raw image is changed in place; {found}"))
+            .at_path(path)
+            .hint("add --format raw if its bytes are to be replaced as they are"));
+    }
+    let disk = FileDisk::open_writable(path)?;
+    lock::lock_for_writing(disk.file(), path)?;
+    Ok(disk)
 }
 
 /// What all images of one chain share while they are opened.

@@ -1,7 +1,7 @@
 //! What every command needs: the pool and what opens it, the clock, and the user's Ctrl-C.
 
 use super::Global;
-use super::output;
+use super::{keyring, output};
 use firn_disk::{Error, ErrorKind, Result};
 use firn_pool::{Credential, OpenOptions, Pool, RecoveryKey, SlotKind, SystemEntropy, default_cache_folder};
 use jiff::Zoned;
@@ -124,7 +124,11 @@ impl Context {
         if let Some(password) = self.given_password()? {
             return Ok(Some(to_credential(password)));
         }
-        let slots = Pool::public_info(location)?.slots;
+        let public = Pool::public_info(location)?;
+        if let Some(key) = keyring::get(public.domain) {
+            return Ok(Some(Credential::KeyFile(key)));
+        }
+        let slots = public.slots;
         let opens = |kind| slots.iter().any(|slot| slot.kind == kind);
         if opens(SlotKind::Clear) || !(opens(SlotKind::Password) || opens(SlotKind::Recovery)) || !can_ask() {
             return Ok(None);

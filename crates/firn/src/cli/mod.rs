@@ -8,9 +8,12 @@ mod cp;
 mod doctor;
 mod forget;
 mod hash;
+mod in_place;
 mod init;
 mod key;
+mod keyring;
 mod list;
+mod login;
 mod look;
 mod ls;
 mod manual;
@@ -113,6 +116,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     Forget(forget::ForgetArgs),
     Key(key::KeyArgs),
+    Login(login::LoginArgs),
+    Logout(login::LogoutArgs),
     Pool(pool::PoolArgs),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
@@ -138,6 +143,8 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => verify::run(&context, &args),
         Command::Forget(args) => forget::run(&context, &args),
         Command::Key(args) => key::run(&context, &args),
+        Command::Login(args) => login::login(&context, &args),
+        Command::Logout(args) => login::logout(&context, &args),
         Command::Pool(args) => pool::run(&context, &args),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::pages(&args),

@@ -1,7 +1,7 @@
 //! `firn restore`: disks out of the pool, or out of an image, as image files.
 
 use super::context::Context;
-
+use super::in_place;
 use super::output;
 use super::progress::{Status, Watch};
 use super::snapshots::parse_address;
@@ -10,14 +10,14 @@ use crate::address::Address;
 use crate::copy::{Piece, for_each_piece};
 use crate::machine::Machine;
 use clap::{Args, ValueHint};
-use firn_disk::{Disk, Error, ErrorKind, FileDisk, Fua, MayUnmap, Result, SharedDisk, WriteDisk};
+use firn_disk::{Disk, Error, ErrorKind, Fua, MayUnmap, Result, SharedDisk, WriteDisk};
 use firn_format::fs::OpenOptions;
 use firn_format::image::{self, ClusterCompression, Destination, ImageFormat, WriteFormat, WriteOptions};
 use firn_pool::{Attachment, Entropy, SystemEntropy};
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -32,7 +32,8 @@ pub struct RestoreArgs {
     /// MACHINE, MACHINE@TIME or an image file
     #[arg(value_name = "ADDRESS", value_hint = ValueHint::FilePath)]
     address: OsString,
-    /// The file or folder to write; an existing block device; `-` for the raw bytes on stdout
+    /// The file or folder to write; an existing block device; an NBD export with --in-place; `-` for the raw bytes on
+    /// stdout
     #[arg(value_name = "OUT", value_hint = ValueHint::AnyPath)]
     out: PathBuf,
     /// raw, qcow2, qcow2-zlib or qcow2-zstd (compressed), vmdk, or vmdk-stream (compressed, for OVF and ESXi)
@@ -44,6 +45,9 @@ pub struct RestoreArgs {
     /// Replace what is there; needed to write to a block device
     #[arg(long, short)]
     force: bool,
+    /// Overwrite a raw image, a block device or an NBD export (nbd://HOST/EXPORT) only where it differs
+    #[arg(long, conflicts_with = "force")]
+    in_place: bool,
     /// Replay the journals of ext2, ext3 and ext4 file systems, as mounting each of them once would
     #[arg(long)]
     replayed: bool,
@@ -128,7 +132,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Result<ExitCode> {
         write_all(context, args, &found, &done)
     })?;
     if !to_stdout(args) {
-        report(context, &written)?;
+        report(context, &written, args.in_place)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -150,6 +154,9 @@ fn check_out(args: &RestoreArgs) -> Result<()> {
             _ => Ok(()),
         };
     }
+    if args.in_place || in_place::is_export(&args.out) {
+        return check_in_place(args);
+    }
     let folder = args.out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     match std::fs::metadata(folder) {
         Ok(metadata) if metadata.is_dir() => Ok(()),
@@ -158,6 +165,20 @@ fn check_out(args: &RestoreArgs) -> Result<()> {
             .at_path(folder)
             .hint("make it first, or name another place to write to")),
         Err(error) => Err(Error::from_io("look into the folder", error).at_path(folder)),
+    }
+}
+
+fn check_in_place(args: &RestoreArgs) -> Result<()> {
+    if !args.in_place {
+        return Err(Error::new(ErrorKind::Exists, "this is an NBD export; what is on it would be overwritten")
+            .at_path(&args.out)
+            .hint("add --in-place to overwrite it where it differs"));
+    }
+    match args.format {
+        Some(format) if format.format != WriteFormat::Raw => {
+            Err(Error::invalid("only raw bytes are written in place").hint("leave out --format"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -197,6 +218,9 @@ fn write_all(context: &Context, args: &RestoreArgs, found: &Found, done: &Atomic
     }
     if to_stdout(args) {
         return Err(Error::invalid("several disks do not go to stdout").hint("choose one by --disk"));
+    }
+    if args.in_place {
+        return Err(Error::invalid("several disks are not written in place at once").hint("choose one by --disk"));
     }
     let is_new = make_folder(args, found.disks.len())?;
     let mut written = Vec::new();
@@ -287,6 +311,16 @@ fn write_one(
             path: args.out.clone(),
             length: disk.len(),
             stored: disk.len(),
+            padding: 0,
+        });
+    }
+    if args.in_place {
+        let difference = in_place::write(context, disk, &args.out, args.format.is_some(), done)?;
+        return Ok(Written {
+            disk: Some(name.to_owned()),
+            path: args.out.clone(),
+            length: disk.len(),
+            stored: difference.written + difference.zeroed,
             padding: 0,
         });
     }
@@ -413,13 +447,7 @@ fn write_device(
     if args.format.is_some_and(|format| format.format != WriteFormat::Raw) {
         return Err(Error::invalid("a block device takes raw bytes only").hint("leave out --format"));
     }
-    let opened = std::fs::OpenOptions::new().read(true).write(true).custom_flags(firn_source::O_EXCL).open(path);
-    let file = opened.map_err(|error| {
-        Error::from_io("open for writing", error)
-            .at_path(path)
-            .hint("is it mounted, or in use by LVM or md? firn does not write to such a device")
-    })?;
-    let device = FileDisk::from_file(file, path)?;
+    let device = in_place::open_device(path)?;
     if device.len() < disk.len() {
         return Err(Error::invalid(format!("the device has {} bytes, the disk {}", device.len(), disk.len()))
             .at_path(path)
@@ -442,7 +470,7 @@ fn write_device(
     Ok(Written { disk: Some(name.to_owned()), path: path.clone(), length: disk.len(), stored, padding: 0 })
 }
 
-fn report(context: &Context, written: &[Written]) -> Result<()> {
+fn report(context: &Context, written: &[Written], in_place: bool) -> Result<()> {
     if context.json {
         let disk = |file: &Written| {
             file.disk.as_ref().map(|disk| {
@@ -468,11 +496,9 @@ fn report(context: &Context, written: &[Written]) -> Result<()> {
         };
         let padded =
             if *padding > 0 { format!(", {padding} zero bytes added to fill the last sector") } else { String::new() };
-        output::line(&format!(
-            "{disk} -> {path}  {}, {} of data{padded}",
-            output::size(*length),
-            output::size(*stored)
-        ))?;
+        let stored = output::size(*stored);
+        let stored = if in_place { format!("{stored} differed and was written") } else { format!("{stored} of data") };
+        output::line(&format!("{disk} -> {path}  {}, {stored}{padded}", output::size(*length)))?;
     }
     Ok(())
 }

@@ -6,9 +6,11 @@
 //! left behind.
 
 mod attributes;
+mod difference;
 mod place;
 mod stream;
 
+pub use difference::{Difference, write_difference};
 pub use stream::{Piece, for_each_piece};
 
 use crate::machine::{Item, Order, Step, Walk};

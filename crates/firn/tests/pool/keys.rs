@@ -194,3 +194,23 @@ fn the_command_line_goes_before_the_environment() {
     firn.set("FIRN_PASSWORD", "");
     firn.fails(5, "list", &["needs a password"]);
 }
+
+#[test]
+fn the_keyring_keeps_the_key_until_it_is_told_to_forget_it() {
+    let (mut firn, _) = with_password();
+    firn.ok("login --for 5m");
+    firn.set("FIRN_PASSWORD_FILE", "");
+    firn.ok("list");
+    // Also for a pool of the same keys, and for no other.
+    firn.ok("init pool2 --same-keys-as pool");
+    firn.ok("list --pool pool2");
+    firn.write("other", "another password");
+    firn.ok("init pool3 --password-file other");
+    firn.fails(5, "list --pool pool3", &["needs a password"]);
+    // What is given goes first, and is not made up for by what is kept.
+    firn.fails(5, "list --password-file other", &["the password is wrong"]);
+    assert_eq!(firn.json("logout")["forgotten"], true);
+    firn.fails(5, "list", &["needs a password"]);
+    assert_eq!(firn.json("logout")["forgotten"], false);
+    firn.fails(2, "login --for 9d", &["at most a week"]);
+}

@@ -9,6 +9,7 @@ mod commands;
 mod faults;
 mod full_disk;
 mod history;
+mod in_place;
 mod keys;
 mod listings;
 mod restore;

@@ -93,6 +93,7 @@ impl Firn {
             .env_clear()
             .env("PATH", TOOL_PATH)
             .env("HOME", self.path("home"))
+            .env("FIRN_STATE", self.path("state"))
             .env("TZ", "UTC")
             .env("FIRN_POOL", "pool")
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
@@ -272,6 +273,13 @@ pub fn have(test: &str, tools: &[&str]) -> bool {
 pub struct Undo(Vec<String>);
 
 impl Undo {
+    /// Ends the process that wrote its number into `pid_file`, and waits until it is gone.
+    pub fn kill(pid_file: &Path) -> Self {
+        let pid = std::fs::read_to_string(pid_file).expect("a pid file");
+        let pid = pid.trim();
+        Self::new(&["sh", "-c", &format!("kill {pid}; timeout 20 tail --pid={pid} -f /dev/null")])
+    }
+
     fn new(words: &[&str]) -> Self {
         Self(words.iter().map(|&word| word.to_owned()).collect())
     }
