@@ -12,6 +12,7 @@ mod history;
 mod in_place;
 mod keys;
 mod listings;
+mod recover;
 mod restore;
 mod snap;
 mod sources;
