@@ -7,7 +7,7 @@ use super::progress::{Status, Watch};
 use super::snapshots::parse_address;
 use super::source::Source;
 use crate::address::Address;
-use crate::copy::{Piece, for_each_piece};
+use crate::copy::{Piece, Salvage, for_each_piece};
 use crate::machine::Machine;
 use clap::{Args, ValueHint};
 use firn_disk::{Disk, Error, ErrorKind, Fua, MayUnmap, Result, SharedDisk, WriteDisk};
@@ -16,17 +16,20 @@ use firn_format::image::{self, ClusterCompression, Destination, ImageFormat, Wri
 use firn_pool::{Attachment, Entropy, SystemEntropy};
 use std::ffi::OsString;
 use std::io::Write;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Write the disks of a snapshot, or of an image, as image files.
 ///
 /// One disk becomes a file; several become a folder with a file for each and what was kept with the snapshot. A file
 /// appears whole or not at all. The format follows from OUT's extension (.qcow2, .vmdk), else it is raw. A device must
-/// be free: not mounted, and not in use by LVM or md.
+/// be free: not mounted, and not in use by LVM or md. What of a snapshot is damaged in the pool reads as zeros: its ranges
+/// are listed, and the exit code is 3.
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
     /// MACHINE, MACHINE@TIME or an image file
@@ -62,6 +65,9 @@ pub struct RestoreArgs {
     torn: bool,
 }
 
+/// So many damaged ranges are told on stderr.
+const MOST_RANGES: usize = 20;
+
 /// A format to write, with the extension that files of it get in a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct OutputFormat {
@@ -94,6 +100,8 @@ pub fn parse_input_format(text: &str) -> std::result::Result<ImageFormat, String
 struct Found {
     disks: Vec<(String, SharedDisk)>,
     attachments: Vec<Attachment>,
+    /// The same disks again where damage is passed over; they know it when they were read.
+    salvaged: Vec<(String, Arc<Salvage>)>,
 }
 
 /// A file or device that was written, for the report.
@@ -131,10 +139,35 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Result<ExitCode> {
         let _watch = Watch::start(scope, context, "restore", status);
         write_all(context, args, &found, &done)
     })?;
+    let damaged = damage(&found);
     if !to_stdout(args) {
-        report(context, &written, args.in_place)?;
+        report(context, &written, args.in_place, &damaged)?;
     }
-    Ok(ExitCode::SUCCESS)
+    for (name, ranges, error) in &damaged {
+        tell_damage(name, ranges, error);
+    }
+    Ok(if damaged.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(3) })
+}
+
+/// A disk with the ranges of it that read as zeros, and the first reason.
+type DamagedDisk<'a> = (&'a str, Vec<Range<u64>>, Error);
+
+fn damage(found: &Found) -> Vec<DamagedDisk<'_>> {
+    let damaged = found.salvaged.iter().map(|(name, disk)| (name.as_str(), disk.damage()));
+    damaged.filter_map(|(name, damage)| damage.map(|(ranges, error)| (name, ranges, error))).collect()
+}
+
+fn tell_damage(name: &str, ranges: &[Range<u64>], error: &Error) {
+    let lost = ranges.iter().map(|range| range.end - range.start).sum();
+    let count = output::count(ranges.len() as u64, "range");
+    eprintln!("firn: {name}: {} in {count} are damaged in the pool and were written as zeros", output::size(lost));
+    eprintln!("firn: the first of it: {}", output::plain(&error.to_string()));
+    for range in ranges.iter().take(MOST_RANGES) {
+        eprintln!("firn:   bytes {} to {}", range.start, range.end - 1);
+    }
+    if ranges.len() > MOST_RANGES {
+        eprintln!("firn:   and {} more; --json lists them all", ranges.len() - MOST_RANGES);
+    }
 }
 
 fn to_stdout(args: &RestoreArgs) -> bool {
@@ -190,8 +223,16 @@ fn find(context: &Context, address: &Address, args: &RestoreArgs) -> Result<Foun
         ..image::OpenOptions::default()
     };
     let source = Source::open(context, &address.target, &options)?;
+    let is_in_pool = source.manifest.is_some();
     let attachments = source.manifest.map(|manifest| manifest.attachments).unwrap_or_default();
-    Ok(Found { disks: source.disks, attachments })
+    // Zeros in place of damage must neither overwrite what is good, nor be taken for a file system's own.
+    if !is_in_pool || args.in_place || args.replayed {
+        return Ok(Found { disks: source.disks, attachments, salvaged: Vec::new() });
+    }
+    let salvage = |(name, disk)| (name, Arc::new(Salvage::new(disk)));
+    let salvaged: Vec<(String, Arc<Salvage>)> = source.disks.into_iter().map(salvage).collect();
+    let disks = salvaged.iter().map(|(name, disk)| (name.clone(), disk.clone() as SharedDisk)).collect();
+    Ok(Found { disks, attachments, salvaged })
 }
 
 /// The disks with all journals replayed; what was done is told on stderr.
@@ -470,8 +511,12 @@ fn write_device(
     Ok(Written { disk: Some(name.to_owned()), path: path.clone(), length: disk.len(), stored, padding: 0 })
 }
 
-fn report(context: &Context, written: &[Written], in_place: bool) -> Result<()> {
+fn report(context: &Context, written: &[Written], in_place: bool, damaged: &[DamagedDisk<'_>]) -> Result<()> {
     if context.json {
+        let ranges = |disk: &str| -> Vec<_> {
+            let of_it = damaged.iter().filter(|(name, ..)| *name == disk).flat_map(|(_, ranges, _)| ranges);
+            of_it.map(|range| serde_json::json!({ "start": range.start, "end": range.end })).collect()
+        };
         let disk = |file: &Written| {
             file.disk.as_ref().map(|disk| {
                 serde_json::json!({
@@ -480,6 +525,7 @@ fn report(context: &Context, written: &[Written], in_place: bool) -> Result<()> 
                     "bytes": file.length,
                     "bytes_written": file.stored,
                     "padding": file.padding,
+                    "damaged": ranges(disk),
                 })
             })
         };

@@ -8,9 +8,11 @@
 mod attributes;
 mod difference;
 mod place;
+mod salvage;
 mod stream;
 
 pub use difference::{Difference, write_difference};
+pub use salvage::Salvage;
 pub use stream::{Piece, for_each_piece};
 
 use crate::machine::{Item, Order, Step, Walk};

@@ -97,6 +97,22 @@ fn features_that_are_not_known_are_refused_by_name() {
     assert!(firn.raw("web1@first") == contents[0]);
 }
 
+/// Restores `web1` to `out`: zeros stand where it says so, and `wanted` everywhere else.
+fn restored_but_for_damage(firn: &Firn, out: &str, wanted: &[u8], pack: &str) {
+    let run = firn.run(&format!("restore web1 {out} --json"));
+    assert!(run.code == 3 && run.stderr.contains(pack), "{out}: {}", run.stderr);
+    let document: serde_json::Value = serde_json::from_str(run.text()).unwrap();
+    let mut expected = wanted.to_vec();
+    let ranges = document["disks"][0]["damaged"].as_array().unwrap();
+    for range in ranges {
+        let bound = |name: &str| usize::try_from(range[name].as_u64().unwrap()).unwrap();
+        assert!(expected[bound("start")..bound("end")].iter().any(|byte| *byte != 0), "{out}: {range}");
+        expected[bound("start")..bound("end")].fill(0);
+    }
+    assert!(!ranges.is_empty() && expected != wanted, "{out}");
+    assert!(firn.raw(out) == expected, "{out}");
+}
+
 #[test]
 fn a_damaged_missing_or_cut_pack_fails_what_needs_it_and_nothing_else() {
     type Damage = fn(&Path);
@@ -113,12 +129,12 @@ fn a_damaged_missing_or_cut_pack_fails_what_needs_it_and_nothing_else() {
         damage(&pack);
         if what != "directory" {
             for out in ["out.raw", "out.qcow2", "out.vmdk"] {
-                firn.fails(3, &format!("restore web1 {out}"), &[&name]);
-                assert!(!firn.exists(out));
+                restored_but_for_damage(&firn, out, &contents[1], &name);
             }
             let run = firn.run("restore web1 -");
-            assert!(run.code == 3 && run.stdout.len() < contents[1].len(), "{what}: {}", run.stderr);
-            assert!(contents[1].starts_with(&run.stdout), "{what}");
+            assert!(run.code == 3 && run.stderr.contains(&name), "{what}: {}", run.stderr);
+            assert!(run.stdout == firn.read("out.raw"), "{what}");
+            firn.fails(3, "restore web1 out.raw --in-place", &[&name]);
         }
         firn.assert_tidy("");
         assert!(firn.raw("web1@first") == contents[0], "{what}");

@@ -44,7 +44,8 @@ fn every_disk_of_every_snapshot_comes_back_by_every_kind_of_key() {
     write_sparse(&firn.path("0.raw"), &mixed_disk(24 << 20, 5));
     firn.ok("snap web1 a=0.raw");
 
-    let keys = ["--password-file password", "--key-file secret.key", "--recovery-file recovery", "--key-file master.key"];
+    let keys =
+        ["--password-file password", "--key-file secret.key", "--recovery-file recovery", "--key-file master.key"];
     for key in keys {
         assert_eq!(recover(firn.folder(), &format!("{key} list")).lines().count(), 2, "{key}");
     }
