@@ -128,6 +128,10 @@ impl Source for FileSource {
         !self.options.image.torn
     }
 
+    fn leaves_things(&self) -> bool {
+        false
+    }
+
     fn plan(&mut self, _request: &Request) -> Result<Plan> {
         let length = self.opened()?.disk.len();
         let why_all = Some(Self::reads_all());
