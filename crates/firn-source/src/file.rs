@@ -123,6 +123,10 @@ impl Source for FileSource {
         !self.options.image.torn
     }
 
+    fn leaves_things(&self) -> bool {
+        false
+    }
+
     fn plan(&mut self, _request: &Request) -> Result<Plan> {
         let opened = self.opened()?;
         let length = opened.disk.len();

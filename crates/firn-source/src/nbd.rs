@@ -53,6 +53,10 @@ impl Source for NbdSource {
         !self.torn
     }
 
+    fn leaves_things(&self) -> bool {
+        false
+    }
+
     fn plan(&mut self, _request: &Request) -> Result<Plan> {
         let length = self.disk()?.len();
         let why_all = Some("an export does not tell what changed".to_owned());

@@ -180,6 +180,11 @@ pub trait Source: Debug + Send {
         true
     }
 
+    /// Whether a run that dies leaves things behind that [`sweep`](Self::sweep) has to remove.
+    fn leaves_things(&self) -> bool {
+        true
+    }
+
     /// Looks at what is there. Changes nothing.
     ///
     /// # Errors

@@ -17,6 +17,7 @@
 //! Source: qga/qapi-schema.json, qga/main.c, qga/commands.c and qga/commands-posix.c of QEMU 7.2 to 10.
 
 use super::channel::Channel;
+use super::hooks::{last_part, quoted};
 use super::{Ended, Guest, Ticket};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -201,12 +202,7 @@ fn to_ended(channel: &Channel, status: &Value) -> Result<Ended> {
         output.extend(bytes);
     }
     let code = code.ok_or_else(|| garbage(channel, "it does not say how the command ended"))?;
-    Ok(Ended { code, output: super::hooks::last_part(&output) })
-}
-
-/// A word for `sh` that stands for exactly `value`.
-fn quoted(value: &str) -> String {
-    format!("'{}'", value.replace('\'', r"'\''"))
+    Ok(Ended { code, output: last_part(&output) })
 }
 
 fn request(command: &str, arguments: &Value) -> Vec<u8> {

@@ -6,13 +6,19 @@
 //! ```
 //! Whatever fails: the guests are thawed first, then the post-thaw hooks run, then the sources are finished as failed.
 
-use super::hooks::{Hook, HookOutcome};
-use super::watchdog::{Watch, WatchdogProgram};
-use crate::source::{Request, Source};
-use firn_disk::{Error, Result};
+use super::Guest;
+use super::freeze::{Subject, Subjects, guarded};
+use super::hooks::{self, Hook, HookOutcome, Phase, Place, Setting};
+use super::record::{Record, RecordedMachine, RecordedRequest};
+use super::watch::{Watch, WatchdogProgram};
+use crate::source::{Outcome, Request, Source};
+use firn_disk::{Error, ErrorKind, Result};
 use jiff::Timestamp;
+use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::Duration;
 
 /// One machine of what is taken together.
@@ -147,6 +153,455 @@ pub struct Taken {
 /// has to, and when one cannot be thawed (the watchdog then keeps trying); `Invalid` for a hook that has nowhere to run;
 /// `Interrupted` when the user wants it to end; `Io` for a hook that failed; what the sources say.
 pub fn take(members: &mut [Member], options: &CutOptions, around: &Surroundings<'_>) -> Result<(Vec<Taken>, Watch)> {
-    let _ = (members, options, around);
-    Err(Error::unsupported("this is being built"))
+    let mut run = Run::new(members, options, around);
+    let taken = run.go();
+    let Run { members, mut watch, .. } = run;
+    let error = match taken {
+        Ok(taken) => return Ok((taken, watch.take().unwrap_or_else(Watch::nothing))),
+        Err(error) => error,
+    };
+    let sources = members.iter_mut().flat_map(|member| &mut member.sources);
+    // Every one is finished, whatever the others say.
+    let failures: Vec<_> = sources.filter_map(|source| guarded(|| source.finish(Outcome::Failed)).err()).collect();
+    match failures.first() {
+        // What is left behind then is the watchdog's business, now.
+        Some(failure) => {
+            drop(watch);
+            Err(error.hint(format!("what was made for it could not be removed either: {failure}")))
+        }
+        None => {
+            // A record that cannot be removed is one more sweep at the next start.
+            drop(watch.map(Watch::done));
+            Err(error)
+        }
+    }
+}
+
+/// What is known of a member so far.
+#[derive(Debug, Default)]
+struct Notes {
+    remarks: Vec<String>,
+    hooks: Vec<HookOutcome>,
+    /// The post-thaw hooks have to run.
+    is_owed: bool,
+    /// When its cuts began and ended.
+    cuts: Option<(Duration, Duration)>,
+}
+
+struct Run<'a> {
+    members: &'a mut [Member],
+    options: &'a CutOptions,
+    around: &'a Surroundings<'a>,
+    guests: Vec<Vec<Arc<dyn Guest>>>,
+    notes: Vec<Notes>,
+    watch: Option<Watch>,
+    folder: PathBuf,
+}
+
+impl<'a> Run<'a> {
+    fn new(members: &'a mut [Member], options: &'a CutOptions, around: &'a Surroundings<'a>) -> Self {
+        let notes = members.iter().map(|_| Notes::default()).collect();
+        Self { members, options, around, guests: Vec::new(), notes, watch: None, folder: PathBuf::from("/") }
+    }
+
+    /// Guests run again when this returns, or their tickets are with the watchdog.
+    fn go(&mut self) -> Result<Vec<Taken>> {
+        self.guests = self.members.iter().map(guests_of).collect::<Result<_>>()?;
+        self.check()?;
+        if let Ok(folder) = std::env::current_dir() {
+            self.folder = folder;
+        }
+        self.start_watch()?;
+        let result = self.prepare().and_then(|()| self.run_pre_hooks()).and_then(|()| self.freeze_and_cut());
+        let words = match &result {
+            Ok(taken) => taken.iter().map(|taken| taken.consistency.as_str()).collect(),
+            Err(_) => vec!["failed"; self.members.len()],
+        };
+        self.run_post_hooks(&words);
+        let mut taken = result?;
+        for (taken, notes) in taken.iter_mut().zip(&mut self.notes) {
+            taken.remarks = std::mem::take(&mut notes.remarks);
+            taken.hooks = std::mem::take(&mut notes.hooks);
+        }
+        Ok(taken)
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.members.is_empty() {
+            return Err(Error::invalid("there is no machine to be taken"));
+        }
+        for (member, guests) in self.members.iter().zip(&self.guests) {
+            let name = &member.machine;
+            if guests.is_empty() && member.hooks.iter().any(|hook| hook.place == Place::Guest) {
+                return Err(Error::invalid(format!("{name}: there is no guest agent to run a hook by"))
+                    .hint("run it on the host or over ssh, or name the agent's socket in the source"));
+            }
+            if self.options.freeze == Freeze::Require && guests.is_empty() && !member.sources.iter().all(is_past) {
+                let message = format!("{name}: there is no guest agent to freeze it by");
+                let hint = "name the agent's socket in the source, or go without --freeze require";
+                return Err(Error::new(ErrorKind::Unavailable, message).hint(hint));
+            }
+        }
+        let mut tickets: Vec<_> = self.guests.iter().flatten().map(|guest| guest.ticket()).collect();
+        while let Some(ticket) = tickets.pop() {
+            if tickets.contains(&ticket) {
+                return Err(Error::invalid("two machines of the group have one guest between them")
+                    .hint("name the guest once, with all of its disks"));
+            }
+        }
+        Ok(())
+    }
+
+    fn start_watch(&mut self) -> Result<()> {
+        let mut sources = self.members.iter().flat_map(|member| &member.sources);
+        let is_needed = sources.any(|source| source.leaves_things())
+            || self.guests.iter().any(|guests| !guests.is_empty())
+            || self.members.iter().any(|member| !member.hooks.is_empty());
+        if !is_needed {
+            return Ok(());
+        }
+        let machines = self.members.iter().map(|member| RecordedMachine {
+            machine: member.machine.clone(),
+            request: RecordedRequest::from(&member.request),
+            sources: member.sources.iter().filter(|source| source.leaves_things()).map(|source| source.uri()).collect(),
+            owed: Vec::new(),
+        });
+        let created = (self.around.now)().to_string();
+        let record = Record::new(machines.collect(), created, self.folder.clone());
+        let run = &self.members[0].request.run;
+        self.watch = Some(Watch::start(&self.options.state_folder, record, run, &self.options.watchdog)?);
+        Ok(())
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        for member in &mut *self.members {
+            for source in &mut member.sources {
+                refuse_cancelled(self.around)?;
+                guarded(|| source.prepare(&member.request))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn run_pre_hooks(&mut self) -> Result<()> {
+        for index in 0..self.members.len() {
+            refuse_cancelled(self.around)?;
+            let hooks = &self.members[index].hooks;
+            if hooks.is_empty() {
+                continue;
+            }
+            self.notes[index].is_owed = true;
+            if let Some(watch) = &mut self.watch {
+                watch.owe(index, hooks.iter().filter(|hook| hook.phase == Phase::PostThaw).cloned().collect())?;
+            }
+            self.run_hooks(index, Phase::PreFreeze, None)?;
+        }
+        Ok(())
+    }
+
+    /// All of them, whatever becomes of each; what failed is a remark.
+    fn run_post_hooks(&mut self, outcomes: &[&str]) {
+        for (index, outcome) in outcomes.iter().enumerate() {
+            if !self.notes[index].is_owed {
+                continue;
+            }
+            // None of these is an error.
+            drop(self.run_hooks(index, Phase::PostThaw, Some(outcome)));
+            if let Some(watch) = &mut self.watch {
+                // They run once more after a crash then, which is better than not at all.
+                drop(watch.owe(index, Vec::new()));
+            }
+        }
+    }
+
+    fn run_hooks(&mut self, index: usize, phase: Phase, outcome: Option<&str>) -> Result<()> {
+        let member = &self.members[index];
+        let setting = Setting {
+            machine: &member.machine,
+            outcome,
+            guest: self.guests[index].first().map(|guest| &**guest),
+            folder: &self.folder,
+            elapsed: self.around.elapsed,
+        };
+        let must_succeed = phase == Phase::PreFreeze && self.options.failed_hook == FailedHook::Fail;
+        for hook in member.hooks.iter().filter(|hook| hook.phase == phase) {
+            let outcome = hooks::run(hook, &setting);
+            let is_good = outcome.is_good();
+            let message = describe_failure(&outcome);
+            self.notes[index].hooks.push(outcome);
+            match is_good {
+                true => {}
+                false if must_succeed => {
+                    return Err(Error::new(ErrorKind::Io, format!("{}: {message}", member.machine)));
+                }
+                false => self.notes[index].remarks.push(message),
+            }
+        }
+        Ok(())
+    }
+
+    fn freeze_and_cut(&mut self) -> Result<Vec<Taken>> {
+        let mut subjects = Subjects::new(self.subjects(), self.around.elapsed);
+        let frozen = self.freeze(&mut subjects);
+        let cut = frozen.and_then(|()| refuse_cancelled(self.around)).and_then(|()| self.cut(&mut subjects));
+        // After a failure above; otherwise they run already.
+        subjects.thaw();
+        if let Some(watch) = &mut self.watch
+            && let Err(error) = watch.disarm(subjects.unsure())
+        {
+            self.notes[0].remarks.push(format!("the record of the freeze: {error}"));
+        }
+        let created = self.refuse_not_thawed(&subjects).and(cut)?;
+        self.judge(&subjects, created)
+    }
+
+    /// Those who are to be frozen.
+    fn subjects(&self) -> Vec<Subject> {
+        if self.options.freeze == Freeze::No {
+            return Vec::new();
+        }
+        let members = self.members.iter().zip(&self.guests).enumerate();
+        let live = members.filter(|(_, (member, _))| !member.sources.iter().all(is_past));
+        live.flat_map(|(index, (member, guests))| {
+            guests.iter().map(move |guest| Subject::new(index, guest.clone(), member.mount_points.clone()))
+        })
+        .collect()
+    }
+
+    /// Freezes who can be frozen; where all must be, one that is not is an error.
+    fn freeze(&mut self, subjects: &mut Subjects<'_>) -> Result<()> {
+        subjects.ask(self.options.freeze_timeout);
+        self.refuse_trouble(subjects)?;
+        let sources = self.members.iter().flat_map(|member| &member.sources);
+        let tickets: Vec<_> =
+            subjects.tickets().into_iter().chain(sources.flat_map(|source| source.tickets())).collect();
+        if tickets.is_empty() {
+            return Ok(());
+        }
+        let watch = self.watch.as_mut().ok_or_else(|| Error::invalid("nobody watches over this run"))?;
+        watch.arm(tickets, self.options.frozen_limit)?;
+        subjects.freeze(self.options.freeze_timeout);
+        self.refuse_trouble(subjects)
+    }
+
+    fn refuse_trouble(&self, subjects: &Subjects<'_>) -> Result<()> {
+        let trouble = subjects.all.iter().find_map(|subject| Some((subject, subject.trouble.clone()?)));
+        match trouble {
+            Some((subject, error)) if self.options.freeze == Freeze::Require => {
+                let name = &self.members[subject.member].machine;
+                Err(error.context(format!("{name} cannot be frozen by {}", subject.guest.describe())))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Nothing is as bad as that, a snapshot that failed included.
+    fn refuse_not_thawed(&self, subjects: &Subjects<'_>) -> Result<()> {
+        let Some((subject, error)) = subjects.all.iter().find_map(not_thawed) else { return Ok(()) };
+        let name = &self.members[subject.member].machine;
+        let who = subject.guest.describe();
+        Err(error.context(format!("{name} COULD NOT BE THAWED by {who}; the watchdog keeps trying")))
+    }
+
+    /// Cuts all sources at the same time and thaws the guests, at the latest when the limit is over. Answers the
+    /// instant.
+    fn cut(&mut self, subjects: &mut Subjects<'_>) -> Result<Timestamp> {
+        let elapsed = self.around.elapsed;
+        let limit = subjects.frozen_since().map(|since| since + self.options.frozen_limit);
+        let created = (self.around.now)();
+        let cuts = std::thread::scope(|scope| {
+            let (sender, receiver) = mpsc::channel();
+            let sources = self.members.iter_mut().enumerate();
+            for (index, source) in sources.flat_map(|(index, it)| it.sources.iter_mut().map(move |it| (index, it))) {
+                let sender = sender.clone();
+                scope.spawn(move || {
+                    let began = elapsed();
+                    let is_cut = is_cut(source);
+                    let result = guarded(|| source.cut());
+                    // Somebody waits for it for as long as this thread lives.
+                    drop(sender.send(Cut { member: index, is_cut, began, ended: elapsed(), result }));
+                });
+            }
+            drop(sender);
+            let mut cuts = Vec::new();
+            loop {
+                let received = match limit {
+                    Some(limit) => receiver.recv_timeout(limit.saturating_sub(elapsed())),
+                    None => receiver.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+                };
+                match received {
+                    Ok(cut) => cuts.push(cut),
+                    Err(_) => break,
+                }
+            }
+            subjects.thaw();
+            cuts.extend(receiver);
+            cuts
+        });
+        let mut failure = None;
+        for cut in cuts {
+            let spread = cut.is_cut.then_some((cut.began, cut.ended));
+            let known = &mut self.notes[cut.member].cuts;
+            *known = widen(*known, spread);
+            let name = &self.members[cut.member].machine;
+            failure = failure.or(cut.result.err().map(|error| error.context(format!("cut {name}"))));
+            for subject in subjects.all.iter_mut().filter(|subject| subject.member == cut.member && cut.is_cut) {
+                // The limit was over before the cut was done.
+                if subject.was_held() && subject.frozen.is_some_and(|(_, thawed)| thawed < cut.ended) {
+                    let message = "it was thawed before the cut was done, since that took too long";
+                    subject.trouble = Some(Error::new(ErrorKind::Unavailable, message));
+                }
+            }
+        }
+        failure.map_or(Ok(created), Err)
+    }
+
+    /// What can be said of each member.
+    fn judge(&mut self, subjects: &Subjects<'_>, created: Timestamp) -> Result<Vec<Taken>> {
+        self.refuse_trouble(subjects)?;
+        let held: Vec<bool> = (0..self.members.len())
+            .map(|index| {
+                let mut own = subjects.all.iter().filter(|subject| subject.member == index).peekable();
+                own.peek().is_some() && own.all(Subject::was_held)
+            })
+            .collect();
+        for subject in &subjects.all {
+            if let Some(trouble) = &subject.trouble {
+                let who = subject.guest.describe();
+                let hint = trouble.next_step().map(|hint| format!("; {hint}")).unwrap_or_default();
+                self.notes[subject.member].remarks.push(format!("not frozen by {who}: {trouble}{hint}"));
+            }
+        }
+        self.remark_on_instants(&held);
+        let taken = (0..self.members.len()).map(|index| {
+            let times = subjects.all.iter().filter(|subject| subject.member == index).map(|subject| subject.frozen);
+            let times = times.fold(None, widen);
+            Taken {
+                consistency: self.consistency(index, subjects, held[index]),
+                created: instant(&self.members[index], created),
+                frozen: times.map(|(began, ended)| ended.saturating_sub(began)),
+                remarks: Vec::new(),
+                hooks: Vec::new(),
+            }
+        });
+        Ok(taken.collect())
+    }
+
+    fn consistency(&self, index: usize, subjects: &Subjects<'_>, is_held: bool) -> Consistency {
+        let member = &self.members[index];
+        let held: Vec<_> =
+            subjects.all.iter().filter(|subject| subject.was_held()).map(|it| it.guest.ticket()).collect();
+        // A source that is not atomic is whole only under a freeze of its own guest.
+        let is_torn = |source: &Box<dyn Source>| {
+            !source.is_atomic() && !source.guest().is_some_and(|guest| held.contains(&guest.ticket()))
+        };
+        if member.sources.iter().any(is_torn) {
+            return Consistency::Torn;
+        }
+        let mut before = self.notes[index].hooks.iter().filter(|hook| hook.phase == Phase::PreFreeze).peekable();
+        match (is_held, before.peek().is_some() && before.all(HookOutcome::is_good)) {
+            (true, true) => Consistency::Application,
+            (true, false) => Consistency::Filesystem,
+            (false, _) => Consistency::Crash,
+        }
+    }
+
+    /// Says where disks are not of one instant.
+    fn remark_on_instants(&mut self, held: &[bool]) {
+        for index in 0..self.members.len() {
+            let sources = &self.members[index].sources;
+            let count = sources.iter().filter(|source| is_cut(source)).count();
+            let mut past: Vec<_> = sources.iter().filter_map(|source| source.taken()).collect();
+            past.sort_unstable();
+            past.dedup();
+            let notes = &mut self.notes[index];
+            if let (false, true, Some((began, ended))) = (held[index], count > 1, notes.cuts) {
+                let apart = ended.saturating_sub(began).as_millis();
+                notes.remarks.push(format!("not one instant: {count} sources were cut {apart} ms apart"));
+            }
+            if past.len() > 1 || past.len() == 1 && count > 0 {
+                let times = past.iter().map(Timestamp::to_string).collect::<Vec<_>>().join(", ");
+                notes.remarks.push(format!("not one instant: some of its disks are of {times}"));
+            }
+        }
+        let loose: Vec<_> =
+            (0..self.members.len()).filter(|index| !held[*index] && self.notes[*index].cuts.is_some()).collect();
+        let spread = self.notes.iter().map(|notes| notes.cuts).fold(None, widen);
+        if let (false, true, Some((began, ended))) = (loose.is_empty(), self.members.len() > 1, spread) {
+            let names = loose.iter().map(|index| self.members[*index].machine.as_str()).collect::<Vec<_>>().join(", ");
+            let apart = ended.saturating_sub(began).as_millis();
+            let remark = format!("the group is not of one instant: {names} ran on; cut {apart} ms apart");
+            self.notes.iter_mut().for_each(|notes| notes.remarks.push(remark.clone()));
+        }
+    }
+}
+
+/// What came of the cut of one source.
+struct Cut {
+    member: usize,
+    is_cut: bool,
+    began: Duration,
+    ended: Duration,
+    result: Result<()>,
+}
+
+impl fmt::Debug for Surroundings<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Surroundings").finish_non_exhaustive()
+    }
+}
+
+/// Its instant is over already.
+fn is_past(source: &Box<dyn Source>) -> bool {
+    source.taken().is_some()
+}
+
+/// Its instant is that of the cut. One that leaves nothing behind has nothing to cut: nobody writes to it.
+fn is_cut(source: &Box<dyn Source>) -> bool {
+    !is_past(source) && source.leaves_things()
+}
+
+/// Each guest once.
+fn guests_of(member: &Member) -> Result<Vec<Arc<dyn Guest>>> {
+    let mut guests: Vec<Arc<dyn Guest>> = Vec::new();
+    for source in &member.sources {
+        let guest = guarded(|| Ok(source.guest()))?;
+        let is_new = |guest: &Arc<dyn Guest>| guests.iter().all(|known| known.ticket() != guest.ticket());
+        guests.extend(guest.filter(is_new));
+    }
+    Ok(guests)
+}
+
+fn instant(member: &Member, cut: Timestamp) -> Timestamp {
+    let past = member.sources.iter().filter_map(|source| source.taken()).max();
+    past.filter(|_| member.sources.iter().all(is_past)).unwrap_or(cut)
+}
+
+/// The span over both.
+fn widen(one: Option<(Duration, Duration)>, two: Option<(Duration, Duration)>) -> Option<(Duration, Duration)> {
+    match (one, two) {
+        (Some((began, ended)), Some((other_began, other_ended))) => {
+            Some((began.min(other_began), ended.max(other_ended)))
+        }
+        (one, two) => one.or(two),
+    }
+}
+
+/// A guest that was frozen and does not thaw, which is worse than one that may freeze yet.
+fn not_thawed(subject: &Subject) -> Option<(&Subject, Error)> {
+    let is_it = subject.state == super::freeze::State::Unsure && subject.frozen.is_some();
+    is_it.then(|| subject.trouble.clone()).flatten().map(|error| (subject, error))
+}
+
+fn refuse_cancelled(around: &Surroundings<'_>) -> Result<()> {
+    match around.cancel.load(Ordering::Relaxed) {
+        true => Err(Error::new(ErrorKind::Interrupted, "stopped before the snapshot was taken")),
+        false => Ok(()),
+    }
+}
+
+fn describe_failure(outcome: &HookOutcome) -> String {
+    let HookOutcome { place, phase, command, .. } = outcome;
+    let how = outcome.code.map_or("failed".to_owned(), |code| format!("failed with code {code}"));
+    format!("the {} hook ({place}) {command} {how}: {}", phase.as_str(), outcome.last_line())
 }

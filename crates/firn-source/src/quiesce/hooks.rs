@@ -5,8 +5,8 @@
 //!   FIRN_PHASE     pre-freeze | post-thaw
 //!   FIRN_OUTCOME   post-thaw only: application | filesystem | crash | torn, or failed: what became of the cut
 //! ```
-//! On the host a command runs by `sh -c` in the folder where firn was started. Over ssh it is given to the user's login
-//! shell by `ssh -o BatchMode=yes HOST`, so that nothing is ever asked. In the guest it runs by `/bin/sh -c`, through the
+//! On the host a command runs by `sh -c` in the folder where firn was started; over ssh by `sh -c` there, with `ssh -o
+//! BatchMode=yes HOST`, so that nothing is ever asked. In the guest it runs by `/bin/sh -c`, through the
 //! guest's agent. Once the first pre-freeze hook of a machine was started, all its post-thaw hooks run, whatever happens.
 
 use super::{Ended, Guest};
@@ -76,6 +76,13 @@ pub struct Hook {
     pub timeout: Duration,
 }
 
+impl Hook {
+    /// A hook that may take 60 s.
+    pub fn new(place: Place, phase: Phase, command: impl Into<String>) -> Self {
+        Self { place, phase, command: command.into(), timeout: Duration::from_secs(60) }
+    }
+}
+
 /// What became of a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HookOutcome {
@@ -98,10 +105,89 @@ impl HookOutcome {
     pub fn is_good(&self) -> bool {
         self.code == Some(0)
     }
+
+    /// The last line of its output that says something.
+    pub fn last_line(&self) -> &str {
+        self.output.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default()
+    }
 }
 
 /// The last 64 KiB of what was printed, as text.
 pub(super) fn last_part(bytes: &[u8]) -> String {
     let start = bytes.len().saturating_sub(MOST_OUTPUT_BYTES);
     String::from_utf8_lossy(&bytes[start..]).into_owned()
+}
+
+/// What a hook is run with.
+pub(super) struct Setting<'a> {
+    pub machine: &'a str,
+    /// For `FIRN_OUTCOME`, after the thaw.
+    pub outcome: Option<&'a str>,
+    /// Where hooks in the guest run.
+    pub guest: Option<&'a dyn Guest>,
+    /// Where hooks on the host run.
+    pub folder: &'a Path,
+    pub elapsed: &'a dyn Fn() -> Duration,
+}
+
+impl Setting<'_> {
+    fn environment(&self, phase: Phase) -> Vec<(String, String)> {
+        let outcome = self.outcome.map(|outcome| ("FIRN_OUTCOME", outcome));
+        let all = [("FIRN_MACHINE", self.machine), ("FIRN_PHASE", phase.as_str())].into_iter().chain(outcome);
+        all.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+}
+
+/// Runs a hook to its end or until its time is over.
+pub(super) fn run(hook: &Hook, setting: &Setting<'_>) -> HookOutcome {
+    let environment = setting.environment(hook.phase);
+    let began = (setting.elapsed)();
+    let ended = match &hook.place {
+        Place::Guest => setting
+            .guest
+            .ok_or_else(|| Error::unsupported("there is no guest to run it in"))
+            .and_then(|guest| guest.run(&hook.command, &environment, hook.timeout)),
+        Place::Host => {
+            let mut command = Command::new("sh");
+            command.args(["-c", &hook.command]).envs(environment).current_dir(setting.folder);
+            run_program(&mut command, hook.timeout)
+        }
+        Place::Ssh(host) => run_by_ssh(host, &hook.command, &environment, hook.timeout),
+    };
+    let milliseconds = (setting.elapsed)().saturating_sub(began).as_millis();
+    let (code, output) = match ended {
+        Ok(ended) => (Some(ended.code), ended.output),
+        Err(error) => (None, error.to_string()),
+    };
+    HookOutcome {
+        place: hook.place.clone(),
+        phase: hook.phase,
+        command: hook.command.clone(),
+        code,
+        milliseconds: u64::try_from(milliseconds).unwrap_or(u64::MAX),
+        output,
+    }
+}
+
+/// The login shell there may be any; of what it is given here all of them think the same.
+fn run_by_ssh(host: &str, command: &str, environment: &[(String, String)], timeout: Duration) -> Result<Ended> {
+    if host.is_empty() || host.starts_with('-') {
+        return Err(Error::invalid(format!("{host:?} is no host")));
+    }
+    let variables = environment.iter().map(|(name, value)| format!("{name}={} ", quoted(value))).collect::<String>();
+    let remote = format!("env {variables}sh -c {}", quoted(command));
+    let mut ssh = Command::new("ssh");
+    ssh.args(["-o", "BatchMode=yes", host, &remote]);
+    run_program(&mut ssh, timeout)
+}
+
+fn run_program(command: &mut Command, timeout: Duration) -> Result<Ended> {
+    let finished = process::run(command, &[], timeout)?;
+    let output = [finished.stdout, finished.stderr].concat();
+    Ok(Ended { code: finished.code, output: last_part(&output) })
+}
+
+/// A word for `sh` that stands for exactly `value`.
+pub(super) fn quoted(value: &str) -> String {
+    format!("'{}'", value.replace('\'', r"'\''"))
 }

@@ -3,15 +3,19 @@
 mod agent;
 mod channel;
 mod cut;
+mod freeze;
 mod hooks;
 mod record;
+mod undo;
+mod watch;
 mod watchdog;
 
 pub use agent::AgentGuest;
 pub use cut::{Consistency, CutOptions, FailedHook, Freeze, Member, Surroundings, Taken, take};
 pub use hooks::{Hook, HookOutcome, Phase, Place};
 pub use record::state_folder;
-pub use watchdog::{Opener, Watch, WatchdogProgram, recover, watch};
+pub use watch::{Watch, WatchdogProgram};
+pub use watchdog::{Opener, Teller, recover, watch};
 
 use firn_disk::Result;
 use serde::{Deserialize, Serialize};

@@ -29,6 +29,7 @@ mod source;
 mod stat;
 mod trouble;
 mod verify;
+mod watchdog;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 use context::Context;
@@ -52,6 +53,7 @@ Environment:
   FIRN_PASSWORD_FILE   in place of --password-file
   FIRN_KEY_FILE        in place of --key-file
   FIRN_PASSWORD        the password itself; a file is safer
+  FIRN_STATE           the folder that remembers freezes; /run/firn for root
 
 Exit codes:
   0 done                         1 failed
@@ -121,12 +123,17 @@ enum Command {
     Pool(pool::PoolArgs),
     Completions(manual::CompletionsArgs),
     Man(manual::ManArgs),
+    #[command(name = "__watchdog", hide = true)]
+    Watchdog(watchdog::WatchdogArgs),
 }
 
 /// Runs the program and answers its exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let json = cli.global.json;
+    if !matches!(cli.command, Command::Watchdog(_)) {
+        watchdog::recover();
+    }
     let result = Context::new(cli.global).and_then(|context| match cli.command {
         Command::Look(args) => look::run(&context, &args),
         Command::Ls(args) => ls::run(&context, &args),
@@ -148,6 +155,7 @@ pub fn main() -> ExitCode {
         Command::Pool(args) => pool::run(&context, &args),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::pages(&args),
+        Command::Watchdog(args) => watchdog::run(&args),
     });
     match result {
         Ok(code) => code,
