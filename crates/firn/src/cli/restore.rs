@@ -162,6 +162,9 @@ fn tell_damage(name: &str, ranges: &[Range<u64>], error: &Error) {
     let count = output::count(ranges.len() as u64, "range");
     eprintln!("firn: {name}: {} in {count} are damaged in the pool and were written as zeros", output::size(lost));
     eprintln!("firn: the first of it: {}", output::plain(&error.to_string()));
+    for hint in error.next_step().unwrap_or_default().lines() {
+        eprintln!("      {}", output::plain(hint));
+    }
     for range in ranges.iter().take(MOST_RANGES) {
         eprintln!("firn:   bytes {} to {}", range.start, range.end - 1);
     }
@@ -231,6 +234,7 @@ fn find(context: &Context, address: &Address, args: &RestoreArgs) -> Result<Foun
     }
     let salvage = |(name, disk)| (name, Arc::new(Salvage::new(disk)));
     let salvaged: Vec<(String, Arc<Salvage>)> = source.disks.into_iter().map(salvage).collect();
+    salvaged.iter().try_for_each(|(_, disk)| disk.check())?;
     let disks = salvaged.iter().map(|(name, disk)| (name.clone(), disk.clone() as SharedDisk)).collect();
     Ok(Found { disks, attachments, salvaged })
 }

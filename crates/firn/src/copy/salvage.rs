@@ -28,6 +28,21 @@ impl Salvage {
         Self { disk, damaged: Mutex::default() }
     }
 
+    /// Whether there is anything to be saved: one part of the disk at least whose place in the pool is known.
+    ///
+    /// # Errors
+    /// `Corrupt` when there is nothing; any error that is no damage.
+    pub fn check(&self) -> Result<()> {
+        let mut first = Ok(());
+        for offset in (0..self.len()).step_by(usize::try_from(REGION_BYTES).unwrap_or(usize::MAX)) {
+            match damage(self.disk.extent_at(offset))? {
+                None => return Ok(()),
+                Some(error) => first = first.and(Err(error)),
+            }
+        }
+        first
+    }
+
     /// What could not be read so far, in order and joined, and the first error.
     pub fn damage(&self) -> Option<(Vec<Range<u64>>, Error)> {
         let damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);

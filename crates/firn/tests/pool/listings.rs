@@ -17,6 +17,7 @@ frozen_milliseconds: null
 group: null
 machine: string
 milliseconds: number
+remarks[]: nothing
 sequence: number
 time: string
 uuid: string";

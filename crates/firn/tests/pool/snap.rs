@@ -69,7 +69,7 @@ fn what_is_no_disk_is_refused_with_the_reason() {
         (2, "a.raw#vda1", "is not one whole disk"),
         (2, "a.raw:/etc", "is not one whole disk"),
         (2, "a.raw@s1", "a raw image has no internal snapshots"),
-        (7, "ebs:vol-1", "image files, block devices and NBD exports"),
+        (7, "ebs:vol-1", "firn knows no such source"),
         (4, "nbd+unix:///x?socket=none", "No such file"),
         (2, "a.raw@", "the snapshot's name is missing"),
     ] {

@@ -54,7 +54,7 @@ pub fn wanted(pool: &Pool, args: &SnapArgs) -> Result<Wanted> {
     };
     let mut wanted = Wanted { members: Vec::new(), last: Vec::new() };
     for (machine, sources) in said(args) {
-        let last = last_snapshot(pool, &machine)?;
+        let last = last_snapshot(pool, &machine, sources.is_empty())?;
         let mut member = member(pool.uuid(), &machine, &sources, last.as_ref(), &images)?;
         member.request.run.clone_from(&run);
         member.request.scratch_folder.clone_from(&args.scratch);
@@ -71,7 +71,7 @@ pub fn wanted(pool: &Pool, args: &SnapArgs) -> Result<Wanted> {
 /// # Errors
 /// As [`wanted`].
 pub fn looked_at(pool: Option<&Pool>, machine: &str, sources: &[OsString]) -> Result<Member> {
-    let last = pool.map(|pool| last_snapshot(pool, machine)).transpose()?.flatten();
+    let last = pool.map(|pool| last_snapshot(pool, machine, sources.is_empty())).transpose()?.flatten();
     member(pool.map(Pool::uuid).unwrap_or_default(), machine, sources, last.as_ref(), &FileOptions::default())
 }
 
@@ -121,13 +121,17 @@ fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn last_snapshot(pool: &Pool, machine: &str) -> Result<Option<Manifest>> {
+/// The last snapshot. One that cannot be read is an error only where its sources are `needed`: without it all is read.
+fn last_snapshot(pool: &Pool, machine: &str, needed: bool) -> Result<Option<Manifest>> {
     let machine = match pool.machine(machine) {
         Ok(machine) => machine,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    pool.snapshots(machine.uuid)?.pop().map(|snapshot| snapshot.manifest).transpose()
+    match pool.snapshots(machine.uuid)?.pop().map(|snapshot| snapshot.manifest).transpose() {
+        Err(_) if !needed => Ok(None),
+        last => last,
+    }
 }
 
 fn previous_disks(manifest: &Manifest) -> Vec<PreviousDisk> {
@@ -176,10 +180,8 @@ fn name_disks(arguments: &[OsString]) -> Vec<Named> {
     for (number, argument) in arguments.iter().enumerate() {
         let bytes = argument.as_bytes();
         // The sign in a URI, as in nbd+unix:///?socket=PATH, ends no name.
-        let split = bytes
-            .iter()
-            .position(|byte| *byte == b'=')
-            .filter(|at| !exists(argument) && !bytes[..*at].contains(&b':') && !bytes[..*at].contains(&b'/'));
+        let split =
+            bytes.iter().position(|byte| *byte == b'=').filter(|at| !exists(argument) && !bytes[..*at].contains(&b':'));
         named.push(match split.and_then(|at| Some((std::str::from_utf8(&bytes[..at]).ok()?, &bytes[at + 1..]))) {
             Some((name, file)) => {
                 Named { name: name.to_owned(), is_named: true, source: OsString::from_vec(file.to_vec()) }
@@ -255,12 +257,11 @@ mod tests {
 
     #[test]
     fn a_name_is_what_stands_before_an_equals_sign() {
-        let arguments = ["root=a.img", "b.img", "x=y=z", "nbd+unix:///?socket=/s", "qemu:/s?agent=/a", "./a=b"];
+        let arguments = ["root=a.img", "b.img", "x=y=z", "nbd+unix:///?socket=/s", "qemu:/s?agent=/a"];
         let named = name_disks(&arguments.map(OsString::from));
         let named: Vec<_> = named.iter().map(|named| (named.name.as_str(), named.source.to_str().unwrap())).collect();
-        let plain = [("root", "a.img"), ("vdb", "b.img"), ("x", "y=z")];
-        let uris = [("vdd", "nbd+unix:///?socket=/s"), ("vde", "qemu:/s?agent=/a"), ("vdf", "./a=b")];
-        assert_eq!(named, [plain, uris].concat());
+        let uris = [("vdd", "nbd+unix:///?socket=/s"), ("vde", "qemu:/s?agent=/a")];
+        assert_eq!(named, [[("root", "a.img"), ("vdb", "b.img"), ("x", "y=z")].as_slice(), &uris].concat());
     }
 
     #[test]

@@ -213,7 +213,7 @@ fn take(
         finish(member, outcome);
         match stored {
             Ok(manifest) => manifests.push(manifest),
-            Err(error) if failure.is_none() => failure = Some(error.context(format!("machine {}", member.machine))),
+            Err(error) if failure.is_none() => failure = Some(error),
             Err(error) => eprintln!("firn: machine {}: {}", member.machine, output::plain(&error.to_string())),
         }
     }

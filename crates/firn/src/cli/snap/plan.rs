@@ -21,16 +21,14 @@ impl MachinePlan {
     /// What a source says; `Invalid` where two disks have one name.
     pub fn of(member: &mut Member) -> Result<Self> {
         let request = &member.request;
-        let plan = |source: &mut Box<dyn firn_source::Source>| {
-            source.plan(request).map_err(|error| error.context(format!("machine {}", request.machine)))
-        };
-        let plans = member.sources.iter_mut().map(plan).collect::<Result<Vec<_>>>()?;
+        let plans = member.sources.iter_mut().map(|source| source.plan(request)).collect::<Result<Vec<_>>>()?;
         let planned = Self { plans };
         let names: Vec<&str> = planned.disks().map(|disk| disk.name.as_str()).collect();
         for (number, name) in names.iter().enumerate() {
             if names[..number].contains(name) {
-                return Err(Error::invalid(format!("two disks of {} are called {name}", request.machine))
-                    .hint("give each its own NAME=SOURCE"));
+                return Err(
+                    Error::invalid(format!("two disks are called {name}")).hint("give each its own NAME=SOURCE")
+                );
             }
         }
         if names.is_empty() {
