@@ -62,9 +62,8 @@ pub(super) struct Drives {
 /// A device with a drive in it, by `query-block`.
 #[derive(Debug, Deserialize)]
 pub(super) struct Device {
-    pub(super) device: String,
     #[serde(default)]
-    pub(super) qdev: String,
+    qdev: String,
     pub(super) inserted: Option<Node>,
 }
 

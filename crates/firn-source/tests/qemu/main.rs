@@ -1,0 +1,6 @@
+//! The source `qemu:` against a real QEMU.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod chain;
+mod machine;
+mod taking;
