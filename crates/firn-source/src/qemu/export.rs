@@ -5,6 +5,7 @@
 
 use super::bitmap::Base;
 use super::blocks::Drive;
+use super::leftovers::Server;
 use super::monitor::Monitor;
 use super::names::Names;
 use super::watch::Loss;
@@ -19,23 +20,25 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Starts the server behind `socket`, which must not be there yet.
+/// Starts the server behind `socket`, which must not be there yet. `server` becomes what has to be done with it in the
+/// end: an answer that was lost does not tell whether it runs.
 ///
 /// # Errors
 /// `Unavailable` when QEMU runs one already; what QEMU and the system say.
-pub(super) fn start_server(monitor: &Monitor, socket: &Path) -> Result<()> {
+pub(super) fn start_server(monitor: &Monitor, socket: &Path, server: &mut Server) -> Result<()> {
     let io = |error| Error::from_io("make the socket for QEMU's exports", error).at_path(socket);
     let listener = UnixListener::bind(socket).map_err(io)?;
     std::fs::set_permissions(socket, Permissions::from_mode(0o600)).map_err(io)?;
     monitor.execute_with("getfd", json!({"fdname": "firn-exports"}), listener.as_fd())?;
     let address = json!({"type": "fd", "data": {"str": "firn-exports"}});
-    let outcome = monitor.execute("nbd-server-start", json!({"addr": address, "max-connections": 0})).map(drop);
-    outcome.map_err(|error| {
-        // What QEMU did not take would stay until the connection ends.
-        let _ = monitor.execute("closefd", json!({"fdname": "firn-exports"}));
-        if error.kind() != ErrorKind::Io {
+    *server = Server::Stop;
+    monitor.execute("nbd-server-start", json!({"addr": address, "max-connections": 0})).map(drop).map_err(|error| {
+        if error.kind() == ErrorKind::Unavailable || monitor.has_ended() {
             return error;
         }
+        *server = Server::Leave;
+        // What QEMU did not take would stay until the connection ends.
+        let _ = monitor.execute("closefd", json!({"fdname": "firn-exports"}));
         Error::new(ErrorKind::Unavailable, format!("QEMU's NBD server is not to be had: {error}")).hint(
             "if a backup by another program is at work, wait for its end; else send nbd-server-stop to QEMU's monitor",
         )

@@ -3,13 +3,14 @@
 //! What is there is looked for by name, so that it does not matter how far the run had come. Whoever uses something goes
 //! before it: jobs, exports, readers of the instant, filters out of their devices, filters, scratch, bitmaps.
 
-use super::blocks::{self, Node};
+use super::blocks::{self, Device};
 use super::monitor::Monitor;
-use super::names::{Names, NodeKind, is_node};
+use super::names::{self, Names, NodeKind, is_node};
 use super::scratch::{Job, Note};
 use firn_disk::{Error, ErrorKind, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// What happens to QEMU's NBD server. There is one at most, and QEMU does not tell whether it runs, nor whose it is.
@@ -64,9 +65,9 @@ fn notes(monitor: &Monitor, names: &Names) -> Result<Vec<(i64, Note)>> {
     Ok(notes.filter(|(_, note)| names.owns_node(&note.filter, NodeKind::Filter)).collect())
 }
 
-fn own_nodes(nodes: &[Node], names: &Names, kind: NodeKind) -> Vec<String> {
-    let names = nodes.iter().map(|node| &node.node_name).filter(|node| names.owns_node(node, kind));
-    names.cloned().collect()
+fn own_nodes(monitor: &Monitor, names: &Names) -> Result<impl Iterator<Item = String>> {
+    let nodes = blocks::nodes(monitor)?.into_iter().map(|node| node.node_name);
+    Ok(nodes.filter(|node| NodeKind::REMOVAL.iter().any(|kind| names.owns_node(node, *kind))))
 }
 
 /// # Errors
@@ -97,26 +98,43 @@ pub(super) fn refuse_others(monitor: &Monitor, names: &Names) -> Result<()> {
 pub(super) fn remove_nodes(monitor: &Monitor, names: &Names, server: Server) -> Result<()> {
     let mut trouble = Trouble::default();
     let notes = trouble.note(notes(monitor, names)).unwrap_or_default();
-    let nodes = blocks::nodes(monitor)?;
+    let nodes: Vec<String> = own_nodes(monitor, names)?.collect();
     trouble.note(cancel_jobs(monitor, names));
-    let has_nodes = NodeKind::REMOVAL.iter().any(|kind| !own_nodes(&nodes, names, *kind).is_empty());
-    trouble.note(stop_exports(monitor, names, server, has_nodes));
-    let had_opened = !own_nodes(&nodes, names, NodeKind::Access).is_empty();
-    trouble.note(remove_kind(monitor, &nodes, names, NodeKind::Access));
-    trouble.note(unplug_filters(monitor, names, &notes));
+    trouble.note(stop_exports(monitor, names, server, !nodes.is_empty()));
+    let mut disks: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for node in &nodes {
+        disks.entry(names::disk_of_node(node)).or_default().push(node);
+    }
+    for nodes in disks.values() {
+        trouble.note(remove_disk(monitor, names, nodes, &notes));
+    }
     // Before the instant's readers are made the run lets the machine go on: if there are some, somebody else paused it.
+    let had_opened = nodes.iter().any(|node| names.owns_node(node, NodeKind::Access));
     let was_pausing = notes.iter().any(|(_, note)| note.pauses) && !had_opened;
     if was_pausing && blocks::status(monitor).is_ok_and(|status| status.status == "paused") {
         trouble.note(monitor.execute("cont", Value::Null).map(drop));
     }
-    for kind in &NodeKind::REMOVAL[1..] {
-        trouble.note(remove_kind(monitor, &nodes, names, *kind));
-    }
-    for (set, _) in notes {
-        // While the machine is paused QEMU lists sets that were removed already.
-        let _ = monitor.execute("remove-fd", json!({"fdset-id": set}));
+    // What a filter's note says is needed as long as the filter is there.
+    let left: Vec<String> = own_nodes(monitor, names)?.collect();
+    for (set, note) in notes {
+        if !left.iter().any(|node| names::disk_of_node(node) == names::disk_of_node(&note.filter)) {
+            trouble.note(remove_descriptor(monitor, set));
+        }
     }
     trouble.end()
+}
+
+/// Removes the nodes of one disk of one run, as far as it goes.
+fn remove_disk(monitor: &Monitor, names: &Names, nodes: &[&str], notes: &[(i64, Note)]) -> Result<()> {
+    for kind in NodeKind::REMOVAL {
+        for node in nodes.iter().filter(|node| names.owns_node(node, kind)) {
+            if kind == NodeKind::Filter {
+                unplug_filter(monitor, node, notes)?;
+            }
+            remove_node(monitor, node)?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes this owner's bitmaps but those called as in `keep`.
@@ -186,8 +204,12 @@ fn stop_exports(monitor: &Monitor, names: &Names, server: Server, has_nodes: boo
         Server::StopIfOurs => has_nodes || exports.iter().any(|export| is_ours(&export)),
     };
     if others == 0 && is_ours_to_stop {
-        // A run starts the server once it has nodes, and may have died before. That none runs is no trouble then.
-        let _ = monitor.execute("nbd-server-stop", Value::Null);
+        // That none runs is no trouble: the run may have died before it started it.
+        let stop = || monitor.execute("nbd-server-stop", Value::Null);
+        let stopped = stop().or_else(|_| stop());
+        stopped
+            .map(drop)
+            .or_else(|error| if error.to_string().contains("not running") { Ok(()) } else { Err(error) })?;
     }
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -205,35 +227,26 @@ fn stop_exports(monitor: &Monitor, names: &Names, server: Server, has_nodes: boo
     }
 }
 
-/// Gives devices back the nodes that they had before the filter.
-fn unplug_filters(monitor: &Monitor, names: &Names, notes: &[(i64, Note)]) -> Result<()> {
-    let mut trouble = Trouble::default();
-    for device in blocks::devices(monitor)? {
-        let object = device.object();
-        let Some(filter) = device.inserted.map(|node| node.node_name) else { continue };
-        if !names.owns_node(&filter, NodeKind::Filter) {
-            continue;
-        }
-        let before = notes.iter().find(|(_, note)| note.filter == filter).map(|(_, note)| note.node.clone());
-        trouble.note(match before {
-            Some(node) => {
-                let arguments = json!({"path": object, "property": "drive", "value": node});
-                monitor.execute("qom-set", arguments).map(drop)
-            }
-            None => Err(Error::new(ErrorKind::Io, format!("nothing tells which node {object} had before {filter}"))
-                .at_path(monitor.path())
-                .hint("set it back by qom-set, or shut the machine down and start it again: the filter is not part of its configuration")),
-        });
-    }
-    trouble.end()
+/// Gives the device with this filter the node that it had before; nothing if none has it.
+fn unplug_filter(monitor: &Monitor, filter: &str, notes: &[(i64, Note)]) -> Result<()> {
+    let has_it = |device: &Device| device.inserted.as_ref().is_some_and(|node| node.node_name == filter);
+    let Some(device) = blocks::devices(monitor)?.into_iter().find(has_it) else { return Ok(()) };
+    let object = device.object();
+    let Some((_, note)) = notes.iter().find(|(_, note)| note.filter == filter) else {
+        let message = format!("nothing tells which node {object} had before {filter}");
+        return Err(Error::new(ErrorKind::Io, message).at_path(monitor.path()).hint(
+            "set it back by qom-set, or shut the machine down and start it again: the filter is not part of its configuration",
+        ));
+    };
+    monitor.execute("qom-set", json!({"path": object, "property": "drive", "value": note.node})).map(drop)
 }
 
-fn remove_kind(monitor: &Monitor, nodes: &[Node], names: &Names, kind: NodeKind) -> Result<()> {
-    let mut trouble = Trouble::default();
-    for node in own_nodes(nodes, names, kind) {
-        trouble.note(remove_node(monitor, &node));
+fn remove_descriptor(monitor: &Monitor, set: i64) -> Result<()> {
+    match monitor.execute("remove-fd", json!({"fdset-id": set})) {
+        // While the machine is paused QEMU lists sets that were removed already.
+        Err(error) if !error.to_string().contains("not found") => Err(error),
+        _ => Ok(()),
     }
-    trouble.end()
 }
 
 /// Removes a node, waiting for what used it until now.
@@ -255,7 +268,7 @@ fn remove_node(monitor: &Monitor, node: &str) -> Result<()> {
 ///
 /// # Errors
 /// What QEMU says.
-pub(super) fn unfiltered(monitor: &Monitor) -> Result<std::collections::BTreeMap<String, String>> {
+pub(super) fn unfiltered(monitor: &Monitor) -> Result<BTreeMap<String, String>> {
     let sets: Vec<DescriptorSet> = monitor.ask("query-fdsets", Value::Null)?;
     let notes = sets.iter().filter_map(DescriptorSet::note);
     Ok(notes.filter(|note| is_node(&note.filter)).map(|note| (note.filter, note.node)).collect())

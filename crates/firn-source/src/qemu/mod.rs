@@ -186,7 +186,7 @@ impl Running {
             bases: self.drives.disks.iter().map(|drive| bitmap::base(drive, &request.previous)).collect(),
             previous: generations(request),
             pauses: self.pauses(way)?,
-            socket: runtime::export_socket(&names)?,
+            socket: runtime::export_socket(self.monitor.path())?,
             server: Server::Leave,
             scratch: scratch::open_all(&self.drives.disks, request.scratch_folder.as_deref(), &names)?,
             loss: Arc::new(Loss::default()),
@@ -197,9 +197,7 @@ impl Running {
         // From here on `finish` has something to remove.
         let run = self.run.insert(run);
         run.cut(&self.monitor, &self.drives).prepare(&run.scratch)?;
-        export::start_server(&self.monitor, &run.socket)?;
-        run.server = Server::Stop;
-        Ok(())
+        export::start_server(&self.monitor, &run.socket, &mut run.server)
     }
 }
 
@@ -217,7 +215,7 @@ fn generations(request: &Request) -> Vec<String> {
 
 /// Removes what dead runs of this owner left, and keeps what the last snapshot's successor is read by.
 fn put_in_order(monitor: &Monitor, names: &Names, request: &Request) -> Result<()> {
-    runtime::remove_sockets(names)?;
+    runtime::remove_export_socket(monitor.path())?;
     leftovers::remove_nodes(monitor, names, Server::StopIfOurs)?;
     let keep = generations(request);
     leftovers::remove_bitmaps(monitor, names, &keep.iter().map(String::as_str).collect::<Vec<_>>())
@@ -267,7 +265,7 @@ impl Run {
             Outcome::Failed => self.previous.iter().map(String::as_str).collect(),
         };
         let bitmaps = leftovers::remove_bitmaps(monitor, &self.names, &keep);
-        removed.and(bitmaps).and(runtime::remove_sockets(&self.names))
+        removed.and(bitmaps).and(runtime::remove_export_socket(monitor.path()))
     }
 }
 
@@ -358,7 +356,7 @@ impl Source for QemuSource {
                 // The connection was lost, and perhaps QEMU with it. The lock stays ours.
                 match Monitor::connect(&self.address.socket, GREETING) {
                     Ok(monitor) => run.finish(&monitor, outcome),
-                    Err(error) if is_off(&error) => runtime::remove_sockets(&run.names),
+                    Err(error) if is_off(&error) => runtime::remove_export_socket(&self.address.socket),
                     Err(error) => Err(error),
                 }
             }
@@ -374,7 +372,10 @@ impl Source for QemuSource {
         }
         match self.connect() {
             Ok((monitor, _lock)) => put_in_order(&monitor, &names, request),
-            Err(error) if is_off(&error) => runtime::remove_sockets(&names),
+            Err(error) if is_off(&error) => {
+                let _lock = Lock::take(&self.address.socket)?;
+                runtime::remove_export_socket(&self.address.socket)
+            }
             Err(error) => Err(error),
         }
     }

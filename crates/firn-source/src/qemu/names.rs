@@ -92,6 +92,12 @@ pub(super) fn is_node(node: &str) -> bool {
     node.len() == 31 && node.starts_with("firn") && is_hex(4..28) && is_hex(29..31)
 }
 
+/// What the nodes of one disk of one run have in common, and no others have.
+pub(super) fn disk_of_node(node: &str) -> String {
+    // Owner and run, then the disk's number; between them is the kind.
+    format!("{}{}", node.get(4..28).unwrap_or_default(), node.get(29..).unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,6 +112,8 @@ mod tests {
         assert!(names.bitmap().starts_with(&names.owner_prefix()));
         assert!(names.owns_node(&names.node(NodeKind::Filter, MOST_DISKS - 1), NodeKind::Filter));
         assert!(!names.owns_node(&names.node(NodeKind::Filter, 0), NodeKind::Access));
+        assert_eq!(disk_of_node(&names.node(NodeKind::File, 7)), disk_of_node(&names.node(NodeKind::Access, 7)));
+        assert_ne!(disk_of_node(&names.node(NodeKind::File, 7)), disk_of_node(&names.node(NodeKind::File, 8)));
         assert!(!is_node("firnish0") && !is_node("#block123") && !is_node(&"ä".repeat(16)));
         let other = Names { owner: "f".repeat(16), run: "0".repeat(8) };
         assert!(

@@ -2,11 +2,10 @@
 //!
 //! ```text
 //!   $XDG_RUNTIME_DIR/firn, for root /run/firn, else TMP/firn-UID     mode 0700, ours
-//!     %run%web1%qmp.sock.lock                          flock while a run is at this monitor
-//!     firn-OWNER-RUN.sock                              where QEMU exports the disks
+//!     qemu-KEY.lock    flock while a run is at this monitor      KEY: 64 bits of hash of the path of the monitor's socket
+//!     qemu-KEY.sock    where QEMU exports the disks to the run that holds the lock
 //! ```
 
-use super::names::Names;
 use firn_disk::{Error, ErrorKind, Result};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{DirBuilder, File};
@@ -56,7 +55,7 @@ impl Lock {
     /// # Errors
     /// `Unavailable` when another run of this user holds it.
     pub(super) fn take(socket: &Path) -> Result<Self> {
-        let path = folder()?.join(lock_name(socket));
+        let path = path_of(socket, "lock")?;
         let io = |error| Error::from_io("lock the machine", error).at_path(&path);
         let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(io)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -71,32 +70,24 @@ impl Lock {
     }
 }
 
-/// One file name for each path, as long as paths of sockets are.
-fn lock_name(socket: &Path) -> std::ffi::OsString {
-    use std::os::unix::ffi::OsStringExt;
-    let real = socket.parent().and_then(|folder| folder.canonicalize().ok());
-    let real = real.zip(socket.file_name()).map_or_else(|| socket.to_path_buf(), |(folder, name)| folder.join(name));
-    let mut name = Vec::new();
-    for byte in real.as_os_str().as_bytes() {
-        match byte {
-            b'/' => name.push(b'%'),
-            b'%' => name.extend(b"%%"),
-            _ => name.push(*byte),
-        }
-    }
-    // Only the end tells sockets apart, if any has so long a path that it must have been reached in another way.
-    let start = name.len().saturating_sub(240);
-    name.drain(..start);
-    name.extend(b".lock");
-    std::ffi::OsString::from_vec(name)
+/// The name of this monitor's file with this extension. By FNV-1a: two monitors that met in one would only have to wait
+/// for one another.
+fn path_of(socket: &Path, extension: &str) -> Result<PathBuf> {
+    let real = socket.parent().and_then(|folder| folder.canonicalize().ok()).zip(socket.file_name());
+    let real = real.map_or_else(|| socket.to_path_buf(), |(folder, name)| folder.join(name));
+    let bytes = real.as_os_str().as_bytes();
+    let key = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
+    Ok(folder()?.join(format!("qemu-{key:016x}.{extension}")))
 }
 
-/// Where a run's exports are served.
+/// Where the exports of the machine behind this monitor are served.
 ///
 /// # Errors
 /// `Unsupported` when the folder's path is too long for a socket.
-pub(super) fn export_socket(names: &Names) -> Result<PathBuf> {
-    let path = folder()?.join(format!("{}.sock", names.bitmap()));
+pub(super) fn export_socket(monitor: &Path) -> Result<PathBuf> {
+    let path = path_of(monitor, "sock")?;
     if path.as_os_str().len() > SOCKET_PATH_BYTES {
         return Err(Error::unsupported("the path is too long for a socket")
             .at_path(&path)
@@ -105,24 +96,18 @@ pub(super) fn export_socket(names: &Names) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Removes the sockets that dead runs of this owner left.
+/// Removes the socket that a run at this monitor left. For who holds the lock.
 ///
 /// # Errors
 /// The system's own.
-pub(super) fn remove_sockets(names: &Names) -> Result<()> {
-    let folder = folder()?;
-    let io = |error| Error::from_io("remove a socket", error).at_path(&folder);
-    for entry in std::fs::read_dir(&folder).map_err(io)? {
-        let entry = entry.map_err(io)?;
-        let name = entry.file_name();
-        if name.to_str().is_some_and(|name| name.starts_with(&names.owner_prefix()) && name.ends_with(".sock")) {
-            match std::fs::remove_file(entry.path()) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
-                _ => {}
-            }
+pub(super) fn remove_export_socket(monitor: &Path) -> Result<()> {
+    let path = path_of(monitor, "sock")?;
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::from_io("remove the socket of QEMU's exports", error).at_path(path))
         }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -139,6 +124,6 @@ mod tests {
         Lock::take(&folder.path().join("r.sock")).unwrap();
         drop(held);
         Lock::take(&socket).unwrap();
-        assert_ne!(lock_name(Path::new("/no/such%/x")), lock_name(Path::new("/no/such/x")));
+        assert_ne!(export_socket(&socket).unwrap(), export_socket(&folder.path().join("r.sock")).unwrap());
     }
 }

@@ -50,7 +50,7 @@ impl Pool {
         Ok(taken)
     }
 
-    fn steps(&mut self, source: &mut dyn Source, request: &Request, meanwhile: impl FnOnce()) -> Result<Taken> {
+    pub fn steps(&mut self, source: &mut dyn Source, request: &Request, meanwhile: impl FnOnce()) -> Result<Taken> {
         let plan = source.plan(request)?;
         source.prepare(request)?;
         source.cut()?;
