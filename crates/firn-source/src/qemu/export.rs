@@ -82,6 +82,8 @@ impl Frozen<'_> {
         }
         monitor.execute("block-export-add", export)?;
         let disk = firn_nbd::open(&Uri::unix(socket, self.export.clone()), &options)?;
+        let frozen = FrozenExport { disk, name: self.drive.name.clone(), loss: loss.clone() };
+        let disk = &frozen.disk;
         if disk.len() != self.drive.length {
             let message = format!("it has {} bytes now, and had {} before the instant", disk.len(), self.drive.length);
             return Err(Error::new(ErrorKind::Unavailable, message));
@@ -90,14 +92,15 @@ impl Frozen<'_> {
             Base::Nothing(reason) => Changed::Unknown(reason.clone()),
             Base::Since { .. } => {
                 let mut ranges = Vec::new();
-                disk.changed(&context, |range| {
+                let listed = disk.changed(&context, |range| {
                     ranges.push(range);
                     Ok(())
-                })?;
+                });
+                listed.map_err(|error| frozen.explain(error))?;
                 Changed::Since(ranges)
             }
         };
-        Ok((Arc::new(FrozenExport { disk, name: self.drive.name.clone(), loss: loss.clone() }), changed))
+        Ok((Arc::new(frozen), changed))
     }
 }
 
@@ -113,7 +116,6 @@ impl FrozenExport {
     /// # Errors
     /// `Unavailable` when it does not show the instant any more.
     pub(super) fn check(&self) -> Result<()> {
-        self.loss.check()?;
         // QEMU refuses every read once the filter has given up.
         let mut first = vec![0; usize::try_from(self.disk.len().min(512)).unwrap_or(512)];
         self.read_at(&mut first, 0)
@@ -138,6 +140,7 @@ impl Disk for FrozenExport {
         self.disk.logical_block_size()
     }
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.loss.check()?;
         self.disk.read_at(buf, offset).map_err(|error| match error.kind() {
             ErrorKind::OutOfBounds => error,
             _ => self.explain(error),

@@ -350,7 +350,7 @@ impl Source for QemuSource {
         match self.machine.take() {
             Some(Machine::Running(mut running)) => {
                 let Some(run) = running.run.take() else { return Ok(()) };
-                if !running.monitor.has_ended() {
+                if blocks::status(&running.monitor).is_ok() || !running.monitor.has_ended() {
                     return run.finish(&running.monitor, outcome);
                 }
                 // The connection was lost, and perhaps QEMU with it. The lock stays ours.

@@ -5,4 +5,5 @@ mod chain;
 mod faults;
 mod machine;
 mod proxy;
+mod refusals;
 mod taking;
