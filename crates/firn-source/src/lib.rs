@@ -14,6 +14,7 @@ mod file;
 mod in_use;
 mod nbd;
 pub mod process;
+mod qemu;
 pub mod quiesce;
 mod source;
 mod uri;
@@ -21,6 +22,7 @@ mod uri;
 pub use file::{FileOptions, FileSource};
 pub use in_use::{O_EXCL, refuse_mounted};
 pub use nbd::{NbdSource, open_export};
+pub use qemu::{QemuSource, resume};
 pub use source::{
     Attachment, Changed, Finding, FrozenDisk, Health, Outcome, Plan, PlannedDisk, PreviousDisk, Request, Source,
 };

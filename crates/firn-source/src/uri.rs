@@ -1,12 +1,13 @@
 //! From a URI to the source that it names.
 //!
 //! ```text
-//!   qemu:SOCKET[?agent=SOCKET]   nbd://… nbds://… nbd+unix://…   file:PATH   PATH
+//!   qemu:QMP-SOCKET[?agent=SOCKET]   nbd://… nbds://… nbd+unix://…   file:PATH   PATH
 //!   libvirt://DOMAIN  libvirt+ssh://HOST/DOMAIN   btrfs:PATH   nas:PATH   command:NAME
 //! ```
 
 use crate::file::{FileOptions, FileSource};
 use crate::nbd::NbdSource;
+use crate::qemu::QemuSource;
 use crate::source::Source;
 use firn_disk::{Error, Result};
 use std::path::Path;
@@ -32,12 +33,14 @@ pub fn open(uri: &str, options: &SourceOptions) -> Result<Box<dyn Source>> {
         "nbd" | "nbds" | "nbd+unix" | "nbds+unix" => {
             Ok(Box::new(NbdSource::new(uri.to_owned(), options.name.clone(), options.file.image.torn)))
         }
+        "qemu" => Ok(Box::new(QemuSource::new(uri, options.file.clone())?)),
         "file" => {
             let path = uri.strip_prefix("file:").unwrap_or(uri);
             let path = path.strip_prefix("//").filter(|path| path.starts_with('/')).unwrap_or(path);
             Ok(Box::new(FileSource::new(Path::new(path), options.name.clone(), options.file.clone())?))
         }
-        _ => Err(Error::unsupported(format!("{uri}: firn knows no such source"))
-            .hint("name an image file, a block device, or an export as nbd://HOST/EXPORT")),
+        _ => Err(Error::unsupported(format!("{uri}: firn knows no such source")).hint(
+            "name an image file, a block device, an export as nbd://HOST/EXPORT, or a machine as qemu:QMP-SOCKET",
+        )),
     }
 }
