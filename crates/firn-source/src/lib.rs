@@ -10,14 +10,18 @@
 
 #![forbid(unsafe_code)]
 
+mod command;
+mod copy;
 mod file;
 mod in_use;
+pub mod nas;
 mod nbd;
 pub mod process;
 pub mod quiesce;
 mod source;
 mod uri;
 
+pub use command::CommandSource;
 pub use file::{FileOptions, FileSource};
 pub use in_use::{O_EXCL, refuse_mounted};
 pub use nbd::{NbdSource, open_export};

@@ -5,7 +5,9 @@
 //!   libvirt://DOMAIN  libvirt+ssh://HOST/DOMAIN   btrfs:PATH   nas:PATH   command:NAME
 //! ```
 
+use crate::command::CommandSource;
 use crate::file::{FileOptions, FileSource};
+use crate::nas::NasSource;
 use crate::nbd::NbdSource;
 use crate::source::Source;
 use firn_disk::{Error, Result};
@@ -37,6 +39,8 @@ pub fn open(uri: &str, options: &SourceOptions) -> Result<Box<dyn Source>> {
             let path = path.strip_prefix("//").filter(|path| path.starts_with('/')).unwrap_or(path);
             Ok(Box::new(FileSource::new(Path::new(path), options.name.clone(), options.file.clone())?))
         }
+        "command" => Ok(Box::new(CommandSource::new(uri.strip_prefix("command:").unwrap_or(uri), options)?)),
+        "nas" => Ok(Box::new(NasSource::open(uri, options)?)),
         _ => Err(Error::unsupported(format!("{uri}: firn knows no such source"))
             .hint("name an image file, a block device, or an export as nbd://HOST/EXPORT")),
     }
