@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+mod btrfs;
 mod command;
 mod copy;
 mod file;
@@ -21,6 +22,7 @@ pub mod quiesce;
 mod source;
 mod uri;
 
+pub use btrfs::BtrfsSource;
 pub use command::CommandSource;
 pub use file::{FileOptions, FileSource};
 pub use in_use::{O_EXCL, refuse_mounted};

@@ -5,6 +5,7 @@
 //!   libvirt://DOMAIN  libvirt+ssh://HOST/DOMAIN   btrfs:PATH   nas:PATH   command:NAME
 //! ```
 
+use crate::btrfs::BtrfsSource;
 use crate::command::CommandSource;
 use crate::file::{FileOptions, FileSource};
 use crate::nas::NasSource;
@@ -40,6 +41,7 @@ pub fn open(uri: &str, options: &SourceOptions) -> Result<Box<dyn Source>> {
             Ok(Box::new(FileSource::new(Path::new(path), options.name.clone(), options.file.clone())?))
         }
         "command" => Ok(Box::new(CommandSource::new(uri.strip_prefix("command:").unwrap_or(uri), options)?)),
+        "btrfs" => Ok(Box::new(BtrfsSource::new(uri, options)?)),
         "nas" => Ok(Box::new(NasSource::open(uri, options)?)),
         _ => Err(Error::unsupported(format!("{uri}: firn knows no such source"))
             .hint("name an image file, a block device, or an export as nbd://HOST/EXPORT")),

@@ -129,8 +129,7 @@ impl<'a> Command<'a> {
 
     fn attribute(&mut self, rest: &mut Bytes<'a>, version: u32) -> Option<()> {
         let kind = rest.u16()?;
-        let length =
-            if kind == attribute::DATA && version >= 2 { rest.0.len() } else { usize::from(rest.u16()?) };
+        let length = if kind == attribute::DATA && version >= 2 { rest.0.len() } else { usize::from(rest.u16()?) };
         let value = rest.take(length)?;
         let number = || Some(u64::from_le_bytes(value.try_into().ok()?));
         match kind {
@@ -230,6 +229,8 @@ mod tests {
     use super::*;
     use firn_disk::testing::Random;
 
+    type Attributes = Vec<(u16, Vec<u8>)>;
+
     const NEW: [u8; 16] = [1; 16];
     const OLD: [u8; 16] = [2; 16];
 
@@ -251,7 +252,7 @@ mod tests {
     }
 
     /// The beginning of a stream, some commands, and its end.
-    fn stream(commands: &[(u16, Vec<(u16, Vec<u8>)>)]) -> Vec<u8> {
+    fn stream(commands: &[(u16, Attributes)]) -> Vec<u8> {
         let mut stream = [MAGIC, &1_u32.to_le_bytes()].concat();
         let first = [(attribute::UUID, NEW.to_vec()), (attribute::CLONE_UUID, OLD.to_vec())];
         push(&mut stream, command::SNAPSHOT, &first);
@@ -262,7 +263,7 @@ mod tests {
         stream
     }
 
-    fn update(path: &str, offset: u64, size: u64) -> (u16, Vec<(u16, Vec<u8>)>) {
+    fn update(path: &str, offset: u64, size: u64) -> (u16, Attributes) {
         let path = (attribute::PATH, path.as_bytes().to_vec());
         let place = [path, (attribute::FILE_OFFSET, number(offset)), (attribute::SIZE, number(size))];
         (command::UPDATE_EXTENT, place.to_vec())

@@ -21,11 +21,14 @@ use crate::source::{Changed, FrozenDisk, Outcome, Plan, Request, Source};
 use crate::uri::SourceOptions;
 use config::Commands;
 use firn_disk::{Disk, Error, ErrorKind, Result, SharedDisk};
-use names::{Names, is_word};
+use names::Names;
+
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+pub(crate) use names::is_word;
 
 /// Before a generation whose disk was in an image: what changed in the file is not what changed on the disk.
 const IMAGE: &str = "image:";

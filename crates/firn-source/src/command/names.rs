@@ -110,7 +110,7 @@ impl Names {
 }
 
 /// What may stand in a command: `[A-Za-z0-9][A-Za-z0-9._-]*`, at most 255 bytes.
-pub(super) fn is_word(text: &str) -> bool {
+pub(crate) fn is_word(text: &str) -> bool {
     let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     text.len() <= 255 && text.bytes().all(is_inner) && text.starts_with(|c: char| c.is_ascii_alphanumeric())
 }
