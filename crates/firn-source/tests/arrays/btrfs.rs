@@ -73,7 +73,7 @@ fn whatever_is_done_to_images_the_changed_ranges_cover_it() {
     let uri = format!("btrfs:{}?images=a.img,b.img,c.img,d.qcow2", folder.display());
     let mut last = Taken::default();
     let mut partial = 0;
-    for round in 0..40 {
+    for round in 0..24 {
         let mut done = Vec::new();
         for _ in 0..random.below(6) {
             let (one, other) = (names[random.below(3) as usize], names[random.below(3) as usize]);
@@ -99,7 +99,7 @@ fn whatever_is_done_to_images_the_changed_ranges_cover_it() {
         assert_eq!(disk.snapshots("").len(), 1);
         last = taken;
     }
-    assert!(partial > 30, "only {partial} of 120 images were read in part");
+    assert!(partial > 20, "only {partial} of 72 images were read in part");
     // Nothing happened: nothing is read.
     let taken = take(&mut *source(&uri), 99, &last).unwrap();
     assert_eq!(taken.changed[..3], [Some(0); 3]);

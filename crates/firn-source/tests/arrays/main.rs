@@ -2,4 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod btrfs;
+mod command;
+mod nas;
+mod served;
 mod support;
