@@ -33,7 +33,11 @@ fn versions_of_every_kind_of_filer_are_found_oldest_first() {
     put(top, "vm/.snapshot/daily.2026-11-15_0010/other/a.img", b"not there then");
     put(top, ".zfs/snapshot/autosnap_2026-11-14_00:00:01_daily/vm/web1/a.img", b"zfs");
     put(top, ".snapshots/7/snapshot/vm/web1/a.img", b"snapper");
-    put(top, ".snapshots/7/info.xml", b"<?xml version=\"1.0\"?>\n<snapshot>\n  <date>2026-11-13 23:30:00</date>\n</snapshot>");
+    put(
+        top,
+        ".snapshots/7/info.xml",
+        b"<?xml version=\"1.0\"?>\n<snapshot>\n  <date>2026-11-13 23:30:00</date>\n</snapshot>",
+    );
     put(top, "vm/@GMT-2026.11.12-03.05.09/web1/a.img", b"samba");
     put(top, ".snapshots/note", b"no folder");
     let found = nas::versions(&file).unwrap();
@@ -85,7 +89,10 @@ fn each_version_is_taken_once_and_the_newest_by_default() {
     let taken = take(&mut *source, 0, &Taken::default()).unwrap();
     assert!(taken.contents[0] == std::fs::read(newest.path).unwrap());
     let version = format!("{uri}?version=daily.2026-11-16_0010");
-    assert!(take(&mut *open(&version, &named("vda")).unwrap(), 0, &Taken::default()).unwrap().contents[0] == pattern(4096, 1));
+    assert!(
+        take(&mut *open(&version, &named("vda")).unwrap(), 0, &Taken::default()).unwrap().contents[0]
+            == pattern(4096, 1)
+    );
     let missing = open(&format!("{uri}?version=weekly"), &named("vda")).unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::NotFound);
 }
@@ -147,6 +154,7 @@ fn an_image_is_read_with_the_files_of_its_own_snapshot() {
     tool("qemu-img", &["rebase", "-u", "-F", "raw", "-b", &outside, &top]);
     std::fs::create_dir(disk.path("vm/.snapshots/2")).unwrap();
     tool("btrfs", &["subvolume", "snapshot", "-r", &disk.text("vm"), &disk.text("vm/.snapshots/2/snapshot")]);
-    let error = take(&mut *open(&format!("{uri}?version=2"), &named("vda")).unwrap(), 0, &Taken::default()).unwrap_err();
+    let error =
+        take(&mut *open(&format!("{uri}?version=2"), &named("vda")).unwrap(), 0, &Taken::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
 }

@@ -100,7 +100,8 @@ fn an_export_is_the_frozen_copy_of_a_command() {
     }
     let server = Server::start(&["-r", "file", "disk"]);
     let file = server.folder.path().join("array.toml");
-    let text = format!("create = 'true'\npath = 'echo \"{}\"'\ndelete = 'true'\nlist = 'echo $FIRN_NAME'", server.uri());
+    let text =
+        format!("create = 'true'\npath = 'echo \"{}\"'\ndelete = 'true'\nlist = 'echo $FIRN_NAME'", server.uri());
     std::fs::write(&file, text).unwrap();
     let taken = take(&mut *open(&format!("command:{}", file.display()), &named("vda")).unwrap(), 0, &Taken::default());
     assert!(taken.unwrap().contents[0] == pattern(2 << 20, 5));
