@@ -13,6 +13,7 @@
 mod btrfs;
 mod command;
 mod copy;
+mod discover;
 mod file;
 mod in_use;
 pub mod nas;
@@ -24,6 +25,7 @@ mod uri;
 
 pub use btrfs::BtrfsSource;
 pub use command::CommandSource;
+pub use discover::{Found, discover};
 pub use file::{FileOptions, FileSource};
 pub use in_use::{O_EXCL, refuse_mounted};
 pub use nbd::{NbdSource, open_export};

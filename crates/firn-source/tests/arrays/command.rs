@@ -1,8 +1,8 @@
 //! `command:` with an array of our own: a folder of files, whose snapshots are copies. And btrfs by the guide's own example.
 
-use crate::support::{Btrfs, Taken, have, named, request, steps, take};
+use crate::support::{Btrfs, Taken, have, named, request, steps, take, tool};
 use firn_disk::testing::pattern;
-use firn_disk::{ErrorKind, Result};
+use firn_disk::{Disk, ErrorKind, Result};
 use firn_source::{CommandSource, Outcome, Source, open};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -247,4 +247,78 @@ fn the_guides_example_for_btrfs_works() {
     source().sweep(&request(3, &taken)).unwrap();
     let left: Vec<_> = std::fs::read_dir(disk.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left.len(), 2, "{left:?}");
+}
+
+/// A volume group on a loop device, gone with this.
+struct Volumes {
+    folder: TempDir,
+    device: String,
+    group: String,
+}
+
+impl Volumes {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("pv");
+        std::fs::File::create(&image).unwrap().set_len(128 << 20).unwrap();
+        let device = tool("losetup", &["-f", "--show", image.to_str().unwrap()]).trim().to_owned();
+        let group = format!("firntest{}", std::process::id());
+        tool("vgcreate", &["-q", "-y", &group, &device]);
+        tool("lvcreate", &["-q", "-y", "-n", "web1", "-L", "32M", &group]);
+        Self { folder, device, group }
+    }
+}
+
+impl Drop for Volumes {
+    fn drop(&mut self) {
+        tool("vgremove", &["-q", "-y", "-f", &self.group]);
+        tool("losetup", &["-d", &self.device]);
+    }
+}
+
+#[test]
+#[ignore = "takes a kernel with device-mapper, as a guest has: run this program there with --ignored"]
+fn the_guides_example_for_lvm_works() {
+    let volumes = Volumes::new();
+    let origin = format!("/dev/{}/web1", volumes.group);
+    let write = |seed| {
+        let opened = std::fs::File::options().write(true).open(&origin).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&opened, &pattern(4 << 20, seed), 1 << 20).unwrap();
+        opened.sync_all().unwrap();
+    };
+    write(1);
+    let file = volumes.folder.path().join("lvm.toml");
+    let text = example("lvm.toml").replace("vg0", &volumes.group).replace("-L 1G", "-L 16M").replace("-ge 1", "-ge 0");
+    std::fs::write(&file, text).unwrap();
+    let source = || open(&format!("command:{}", file.display()), &named("vda")).unwrap();
+    let mut taking = source();
+    let asked = request(1, &Taken::default());
+    taking.plan(&asked).unwrap();
+    taking.prepare(&asked).unwrap();
+    taking.cut().unwrap();
+    write(2);
+    let disk = taking.open().unwrap().remove(0).disk;
+    let mut found = vec![0; 4 << 20];
+    disk.read_at(&mut found, 1 << 20).unwrap();
+    assert!(disk.len() == 32 << 20 && found == pattern(4 << 20, 1), "the volume as it was at the cut");
+    taking.check().unwrap();
+    drop(disk);
+    taking.finish(Outcome::Published).unwrap();
+    let left = || tool("lvs", &["--noheadings", "-o", "lv_name", &volumes.group]).split_whitespace().count();
+    assert_eq!(left(), 1);
+    // One that died, and one that is full before it is read.
+    steps(&mut *source(), 2, &Taken::default()).unwrap();
+    assert_eq!(left(), 2);
+    let mut full = source();
+    let asked = request(3, &Taken::default());
+    full.prepare(&asked).unwrap();
+    assert_eq!(left(), 1);
+    full.cut().unwrap();
+    let opened = std::fs::File::options().write(true).open(&origin).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&opened, &pattern(24 << 20, 3), 0).unwrap();
+    opened.sync_all().unwrap();
+    let read = full.open().and_then(|mut disks| disks.remove(0).disk.read_at(&mut found, 0));
+    assert!(read.is_err(), "a snapshot that is full is lost");
+    full.finish(Outcome::Failed).unwrap();
+    assert_eq!(left(), 1);
 }

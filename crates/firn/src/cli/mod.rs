@@ -22,6 +22,7 @@ mod restore;
 mod snap;
 mod snapshots;
 mod source;
+mod sources;
 mod stat;
 mod trouble;
 mod verify;
@@ -105,6 +106,7 @@ enum Command {
     Stat(stat::StatArgs),
     Init(init::InitArgs),
     Snap(snap::SnapArgs),
+    Sources(sources::SourcesArgs),
     List(list::ListArgs),
     Show(list::ShowArgs),
     Restore(restore::RestoreArgs),
@@ -129,6 +131,7 @@ pub fn main() -> ExitCode {
         Command::Stat(args) => stat::run(&context, &args),
         Command::Init(args) => init::run(&context, &args),
         Command::Snap(args) => snap::run(&context, &args),
+        Command::Sources(args) => sources::run(&context, &args),
         Command::List(args) => list::list(&context, &args),
         Command::Show(args) => list::show(&context, &args),
         Command::Restore(args) => restore::run(&context, &args),
