@@ -6,7 +6,7 @@
 use crate::in_use;
 use crate::source::{Changed, FrozenDisk, Outcome, Plan, PlannedDisk, Request, Source};
 use firn_disk::{Disk, Error, ErrorKind, Result, SharedDisk};
-use firn_format::image::{self, Image, OpenOptions};
+use firn_format::image::{self, Image, ImageFormat, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -21,14 +21,16 @@ pub struct FileOptions {
 
 /// What changes when somebody writes to a file.
 #[derive(Debug, PartialEq, Eq)]
-struct FileState {
+pub(crate) struct FileState {
     length: u64,
     inode: (u64, u64),
     modified: (i64, i64),
 }
 
 impl FileState {
-    fn of(path: &Path) -> Result<Self> {
+    /// # Errors
+    /// The system's own.
+    pub(crate) fn of(path: &Path) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(|error| Error::from_io("stat", error).at_path(path))?;
         Ok(Self {
             length: metadata.len(),
@@ -52,6 +54,7 @@ struct Opened {
     disk: SharedDisk,
     watched: Vec<(PathBuf, FileState)>,
     is_marked_corrupt: bool,
+    is_raw: bool,
 }
 
 impl FileSource {
@@ -62,6 +65,11 @@ impl FileSource {
     pub fn new(file: &Path, name: String, options: FileOptions) -> Result<Self> {
         let file = std::path::absolute(file).map_err(|error| Error::from_io("find", error).at_path(file))?;
         Ok(Self { file, name, options, opened: None })
+    }
+
+    /// Whether the disk's bytes are those of the file.
+    pub(crate) fn is_raw(&mut self) -> Result<bool> {
+        self.opened().map(|opened| opened.is_raw)
     }
 
     fn opened(&mut self) -> Result<&Opened> {
@@ -89,7 +97,8 @@ impl FileSource {
         if self.files_of(&opened) != files {
             return Err(changed(&self.file));
         }
-        Ok(Opened { disk: opened.disk, watched, is_marked_corrupt: opened.details.is_corrupt })
+        let is_raw = opened.format == ImageFormat::Raw;
+        Ok(Opened { disk: opened.disk, watched, is_marked_corrupt: opened.details.is_corrupt, is_raw })
     }
 
     /// Every file that the image consists of, itself first.

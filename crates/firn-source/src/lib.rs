@@ -10,8 +10,13 @@
 
 #![forbid(unsafe_code)]
 
+mod btrfs;
+mod command;
+mod copy;
+mod discover;
 mod file;
 mod in_use;
+pub mod nas;
 mod nbd;
 pub mod process;
 mod qemu;
@@ -19,6 +24,9 @@ pub mod quiesce;
 mod source;
 mod uri;
 
+pub use btrfs::BtrfsSource;
+pub use command::CommandSource;
+pub use discover::{Found, discover};
 pub use file::{FileOptions, FileSource};
 pub use in_use::{O_EXCL, refuse_mounted};
 pub use nbd::{NbdSource, open_export};

@@ -5,7 +5,10 @@
 //!   libvirt://DOMAIN  libvirt+ssh://HOST/DOMAIN   btrfs:PATH   nas:PATH   command:NAME
 //! ```
 
+use crate::btrfs::BtrfsSource;
+use crate::command::CommandSource;
 use crate::file::{FileOptions, FileSource};
+use crate::nas::NasSource;
 use crate::nbd::NbdSource;
 use crate::qemu::QemuSource;
 use crate::source::Source;
@@ -39,8 +42,10 @@ pub fn open(uri: &str, options: &SourceOptions) -> Result<Box<dyn Source>> {
             let path = path.strip_prefix("//").filter(|path| path.starts_with('/')).unwrap_or(path);
             Ok(Box::new(FileSource::new(Path::new(path), options.name.clone(), options.file.clone())?))
         }
-        _ => Err(Error::unsupported(format!("{uri}: firn knows no such source")).hint(
-            "name an image file, a block device, an export as nbd://HOST/EXPORT, or a machine as qemu:QMP-SOCKET",
-        )),
+        "command" => Ok(Box::new(CommandSource::new(uri.strip_prefix("command:").unwrap_or(uri), options)?)),
+        "btrfs" => Ok(Box::new(BtrfsSource::new(uri, options)?)),
+        "nas" => Ok(Box::new(NasSource::open(uri, options)?)),
+        _ => Err(Error::unsupported(format!("{uri}: firn knows no such source"))
+            .hint("name an image file, a block device, nbd://HOST/EXPORT, or a source that `firn snap --help` lists")),
     }
 }

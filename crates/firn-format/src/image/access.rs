@@ -6,6 +6,9 @@
 //! folders (`.ssh`) count as outside the image's folder, and so does every folder when the image lies in `/`.
 //! What is opened is a regular file; a block device only where the user allowed its folder; never a FIFO or
 //! anything else.
+//!
+//! An image in a frozen copy of a folder ([`Moved`]) still names its files where they were. Those are opened in the copy,
+//! and nothing outside of it is: what lies elsewhere is not of the same instant.
 
 use super::OpenOptions;
 use super::lock::lock_for_reading;
@@ -17,6 +20,42 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// A folder and the frozen copy of it that an image is read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    /// Where the folder is while it is in use: what an image names below it is meant to be in the copy.
+    pub from: PathBuf,
+    /// The copy, in which everything has to lie.
+    pub to: PathBuf,
+}
+
+impl Moved {
+    /// With symbolic links of both folders resolved.
+    fn resolve(&self) -> Result<Self> {
+        let real = |folder: &Path| {
+            folder.canonicalize().map_err(|error| Error::from_io("open the folder", error).at_path(folder))
+        };
+        Ok(Self { from: real(&self.from)?, to: real(&self.to)? })
+    }
+
+    /// Where `path` is in the copy, if it is meant to be there and is not yet.
+    fn lead(&self, path: &Path) -> Option<PathBuf> {
+        let below = path.strip_prefix(&self.from).ok().filter(|_| !path.starts_with(&self.to))?;
+        Some(self.to.join(below))
+    }
+
+    /// # Errors
+    /// `Denied` for a file outside the copy.
+    fn check(&self, real: &Path) -> Result<()> {
+        if real.starts_with(&self.to) {
+            return Ok(());
+        }
+        let message = format!("it is at {}, outside the frozen copy, and not of its instant", real.display());
+        let hint = format!("every file of the image has to lie below {}", self.from.display());
+        Err(Error::new(ErrorKind::Denied, message).hint(hint))
+    }
+}
 
 /// An open file of an image. Cheap to clone; QEMU's locks are held until the last clone is gone.
 #[derive(Debug, Clone)]
@@ -75,6 +114,7 @@ pub(super) struct Gate {
     own: Vec<PathBuf>,
     /// Folders that the user allowed by name.
     allowed: Vec<PathBuf>,
+    moved: Option<Moved>,
     torn: bool,
 }
 
@@ -84,14 +124,19 @@ impl Gate {
     /// # Errors
     /// The system's own; `Unsupported` for what is neither a file nor a block device; `Unavailable` when a
     /// running QEMU writes to it; `NotFound` when an allowed folder does not exist.
-    pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<(Self, ImageFile)> {
+    pub(super) fn open(path: &Path, options: &OpenOptions, moved: Option<&Moved>) -> Result<(Self, ImageFile)> {
+        let moved = moved.map(Moved::resolve).transpose()?;
         let mut allowed = Vec::new();
         for folder in &options.allow_backing {
             let real = folder.canonicalize();
-            allowed.push(real.map_err(|error| Error::from_io("open the allowed folder", error).at_path(folder))?);
+            let real = real.map_err(|error| Error::from_io("open the allowed folder", error).at_path(folder))?;
+            allowed.push(moved.as_ref().and_then(|moved| moved.lead(&real)).unwrap_or(real));
         }
-        let real = path.canonicalize().map_err(|error| Error::from_io("open", error).at_path(path))?;
+        let real = resolve(moved.as_ref(), path).map_err(|error| Error::from_io("open", error).at_path(path))?;
         let file = open_checked(&real, true).map_err(|error| error.at_path(path))?;
+        if let Some(moved) = &moved {
+            moved.check(&real).map_err(|error| error.at_path(path))?;
+        }
         let named_in = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
             _ => PathBuf::from("."),
@@ -104,7 +149,7 @@ impl Gate {
         } else {
             Vec::new()
         };
-        let gate = Self { own, allowed, torn: options.torn };
+        let gate = Self { own, allowed, moved, torn: options.torn };
         let file = gate.admit(file, path, folders)?;
         Ok((gate, file))
     }
@@ -116,7 +161,8 @@ impl Gate {
     /// [`open`](Self::open).
     pub(super) fn open_named(&self, from: &ImageFile, name: &Path, role: &str) -> Result<ImageFile> {
         let explain = |error: Error| error.context(format!("the {role} of {}", from.path().display())).at_path(name);
-        let (path, real) = locate(from, name).map_err(explain)?;
+        let (path, real) = self.locate(from, name).map_err(explain)?;
+        self.moved.as_ref().map_or(Ok(()), |moved| moved.check(&real)).map_err(explain)?;
         let is_allowed = self.allowed.iter().any(|folder| real.starts_with(folder));
         if !is_allowed && !self.own.iter().any(|folder| is_beside(&real, folder)) {
             let folder = real.parent().unwrap_or(&real).display().to_string();
@@ -129,6 +175,24 @@ impl Gate {
         let mut folders: Vec<PathBuf> = path.parent().map(Path::to_path_buf).into_iter().collect();
         folders.extend(real.parent().map(Path::to_path_buf));
         self.admit(file, &path, folders).map_err(explain)
+    }
+
+    /// Where `name` is, as written and with symbolic links resolved.
+    fn locate(&self, from: &ImageFile, name: &Path) -> Result<(PathBuf, PathBuf)> {
+        let mut missing = None;
+        for folder in &from.0.folders {
+            // Joining an absolute name gives that name.
+            let path = folder.join(name);
+            match resolve(self.moved.as_ref(), &path) {
+                Ok(real) => return Ok((path, real)),
+                Err(error) => missing = missing.or(Some(error)),
+            }
+        }
+        match missing {
+            Some(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Error::not_found("it is not there")),
+            Some(error) => Err(Error::from_io("open", error)),
+            None => Err(Error::not_found("it is not there")),
+        }
     }
 
     fn admit(&self, file: File, path: &Path, folders: Vec<PathBuf>) -> Result<ImageFile> {
@@ -149,22 +213,12 @@ fn is_beside(file: &Path, folder: &Path) -> bool {
     !is_hidden && (folder.parent().is_some() || below.components().count() == 1)
 }
 
-/// Where `name` is, as written and with symbolic links resolved.
-fn locate(from: &ImageFile, name: &Path) -> Result<(PathBuf, PathBuf)> {
-    let mut missing = None;
-    for folder in &from.0.folders {
-        // Joining an absolute name gives that name.
-        let path = folder.join(name);
-        match path.canonicalize() {
-            Ok(real) => return Ok((path, real)),
-            Err(error) => missing = missing.or(Some(error)),
-        }
-    }
-    match missing {
-        Some(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Error::not_found("it is not there")),
-        Some(error) => Err(Error::from_io("open", error)),
-        None => Err(Error::not_found("it is not there")),
-    }
+/// `path` with symbolic links resolved, in the copy where it is meant to be there.
+fn resolve(moved: Option<&Moved>, path: &Path) -> std::io::Result<PathBuf> {
+    let Some(moved) = moved else { return path.canonicalize() };
+    let real = moved.lead(path).unwrap_or_else(|| path.to_path_buf()).canonicalize()?;
+    // A symbolic link in the copy that leads to where the folder was is meant to stay in the copy, too.
+    moved.lead(&real).map_or(Ok(real), |path| path.canonicalize())
 }
 
 /// Opens `real`, a path without symbolic links, without blocking on whatever it is.

@@ -18,6 +18,7 @@ mod tables;
 mod vmdk;
 mod write;
 
+pub use access::Moved;
 pub use destination::Destination;
 pub use write::{ClusterCompression, WriteFormat, WriteOptions, WriteSummary, write_image};
 
@@ -135,7 +136,19 @@ pub struct InternalSnapshot {
 /// [`OpenOptions::torn`]); `NotFound`, also for an internal snapshot; `Invalid` for a snapshot of a format that
 /// has none; the system's own.
 pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Image> {
-    let (gate, file) = Gate::open(path.as_ref(), options)?;
+    open_in(path.as_ref(), options, None)
+}
+
+/// As [`open`], for an image in a frozen copy of a folder: what it names below the folder is opened in the copy.
+///
+/// # Errors
+/// As [`open`]; `Denied` when a file of it lies outside the copy.
+pub fn open_moved(path: impl AsRef<Path>, options: &OpenOptions, moved: &Moved) -> Result<Image> {
+    open_in(path.as_ref(), options, Some(moved))
+}
+
+fn open_in(path: &Path, options: &OpenOptions, moved: Option<&Moved>) -> Result<Image> {
+    let (gate, file) = Gate::open(path, options, moved)?;
     let mut opener = Opener { gate, tables: TableCache::new(), open: Vec::new() };
     let opened = opener.open_file(&file, options.format, options.snapshot.as_deref())?;
     Ok(Image { disk: opened.disk, format: opened.format, details: opened.details })

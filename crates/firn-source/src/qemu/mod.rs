@@ -159,7 +159,7 @@ impl Running {
             steps.push("pause the machine for the milliseconds of the instant".to_owned());
         }
         steps.push("read the disks by QEMU's NBD server on a private socket".to_owned());
-        Ok(Plan { disks, steps, attachments: Vec::new() })
+        Ok(Plan { disks, steps, ..Plan::default() })
     }
 
     /// One disk needs no pause, and one transaction neither; a machine that does not run has one already.

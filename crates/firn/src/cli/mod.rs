@@ -26,6 +26,7 @@ mod restore;
 mod snap;
 mod snapshots;
 mod source;
+mod sources;
 mod stat;
 mod trouble;
 mod verify;
@@ -112,6 +113,7 @@ enum Command {
     Init(init::InitArgs),
     Snap(snap::SnapArgs),
     Doctor(doctor::DoctorArgs),
+    Sources(sources::SourcesArgs),
     List(list::ListArgs),
     Show(list::ShowArgs),
     Restore(restore::RestoreArgs),
@@ -144,6 +146,7 @@ pub fn main() -> ExitCode {
         Command::Init(args) => init::run(&context, &args),
         Command::Snap(args) => snap::run(&context, &args),
         Command::Doctor(args) => doctor::run(&context, &args),
+        Command::Sources(args) => sources::run(&context, &args),
         Command::List(args) => list::list(&context, &args),
         Command::Show(args) => list::show(&context, &args),
         Command::Restore(args) => restore::run(&context, &args),
