@@ -34,7 +34,7 @@ mod watch;
 pub use cut::resume;
 
 use crate::file::FileOptions;
-use crate::quiesce::{Guest, Ticket};
+use crate::quiesce::{AgentGuest, Guest, Ticket};
 use crate::source::{FrozenDisk, Outcome, Plan, PlannedDisk, Request, Source};
 use address::{Address, Way};
 use bitmap::Base;
@@ -48,7 +48,7 @@ use names::{Names, NodeKind};
 use offline::Offline;
 use runtime::Lock;
 use scratch::Scratch;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use watch::{Loss, Watch};
@@ -105,11 +105,6 @@ impl QemuSource {
     /// `Invalid` when it is no such URI.
     pub fn new(uri: &str, files: FileOptions) -> Result<Self> {
         Ok(Self { address: Address::parse(uri)?, files, machine: None })
-    }
-
-    /// The socket of the guest agent, where the URI names one.
-    pub fn agent_socket(&self) -> Option<&Path> {
-        self.address.agent.as_deref()
     }
 
     fn connect(&self) -> Result<(Monitor, Lock)> {
@@ -274,8 +269,12 @@ impl Source for QemuSource {
         self.address.to_uri()
     }
 
+    /// None for a machine that is off.
     fn guest(&self) -> Option<Arc<dyn Guest>> {
-        None
+        if matches!(self.machine, Some(Machine::Off(_))) {
+            return None;
+        }
+        self.address.agent.clone().map(|socket| Arc::new(AgentGuest::new(socket)) as Arc<dyn Guest>)
     }
 
     fn plan(&mut self, request: &Request) -> Result<Plan> {

@@ -50,11 +50,6 @@ impl Guest {
         format!("qemu:{}?agent={}", self.run.join("qmp.sock").display(), self.run.join("ga.sock").display())
     }
 
-    /// A file of the run: a disk, a socket.
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.run.join(name)
-    }
-
     /// Runs a shell command in the guest.
     #[track_caller]
     pub fn shell(&self, command: &str) -> String {

@@ -6,6 +6,7 @@ use crate::address::{self, Target};
 use firn_disk::{Error, ErrorKind, Result};
 use firn_format::image;
 use firn_pool::{Entropy, Manifest, Pool, SystemEntropy};
+use firn_source::nas::NasSource;
 use firn_source::quiesce::Member;
 use firn_source::{FileOptions, FileSource, PreviousDisk, Request, Source, SourceOptions};
 use std::ffi::{OsStr, OsString};
@@ -43,15 +44,7 @@ fn said(args: &SnapArgs) -> Vec<Said> {
 /// `Invalid` for sources that make no sense, and where none were named and none are known.
 pub fn wanted(pool: &Pool, args: &SnapArgs) -> Result<Wanted> {
     let run = random_hexadecimal()?;
-    let images = FileOptions {
-        image: image::OpenOptions {
-            format: args.input_format,
-            snapshot: None,
-            allow_backing: args.allow_backing.clone(),
-            torn: args.torn,
-        },
-        is_copy: false,
-    };
+    let images = images(args);
     let mut wanted = Wanted { members: Vec::new(), last: Vec::new() };
     for (machine, sources) in said(args) {
         let last = last_snapshot(pool, &machine, sources.is_empty())?;
@@ -64,6 +57,68 @@ pub fn wanted(pool: &Pool, args: &SnapArgs) -> Result<Wanted> {
         wanted.last.push(last);
     }
     Ok(wanted)
+}
+
+fn images(args: &SnapArgs) -> FileOptions {
+    let image = image::OpenOptions {
+        format: args.input_format,
+        snapshot: None,
+        allow_backing: args.allow_backing.clone(),
+        torn: args.torn,
+    };
+    FileOptions { image, is_copy: false }
+}
+
+/// The versions of `nas:PATH` that no snapshot of the machine has, oldest first.
+///
+/// # Errors
+/// `Invalid` for any other source; what the filer's folders say.
+pub fn missing_versions(pool: &Pool, args: &SnapArgs) -> Result<Vec<NasSource>> {
+    let [source] = args.sources.as_slice() else {
+        return Err(Error::invalid("--each goes with one source, nas:PATH"));
+    };
+    let named = name_disks(std::slice::from_ref(source)).pop();
+    let named = named.filter(|named| named.source.as_bytes().starts_with(b"nas:"));
+    let Named { name, is_named, source } = named.ok_or_else(|| {
+        Error::invalid("--each goes with a source that has many versions")
+            .hint("write `firn snap web1 nas:/srv/web1.img --each`")
+    })?;
+    let known = match pool.machine(&args.machine) {
+        Ok(machine) => {
+            pool.snapshots(machine.uuid)?.into_iter().filter_map(|snapshot| snapshot.manifest.ok()).collect()
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    let has = |source: &NasSource| {
+        let mut disks = known.iter().flat_map(|manifest| &manifest.disks);
+        disks.any(|disk| disk.generation.as_deref() == Some(source.generation()))
+    };
+    let uri = source.to_str().ok_or_else(|| Error::invalid("the source is not UTF-8"))?;
+    let options = SourceOptions { name, is_named, file: images(args) };
+    Ok(firn_source::nas::each(uri, &options)?.into_iter().filter(|source| !has(source)).collect())
+}
+
+/// The machine of the command line with this source in place of those it names.
+///
+/// # Errors
+/// What the pool says.
+pub fn with_source(pool: &Pool, args: &SnapArgs, source: NasSource) -> Result<Wanted> {
+    let request = Request {
+        owner: owner(pool.uuid(), &args.machine),
+        machine: args.machine.clone(),
+        run: random_hexadecimal()?,
+        previous: Vec::new(),
+        scratch_folder: args.scratch.clone(),
+    };
+    let member = Member {
+        machine: args.machine.clone(),
+        request,
+        sources: vec![Box::new(source)],
+        hooks: Vec::new(),
+        mount_points: Vec::new(),
+    };
+    Ok(Wanted { members: vec![member], last: vec![None] })
 }
 
 /// One machine with its sources, to be looked at: without a run of its own.

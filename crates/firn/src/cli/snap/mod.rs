@@ -49,6 +49,9 @@ pub struct SnapArgs {
     /// Another machine at the same instant, all frozen together (repeatable)
     #[arg(long, value_name = "MACHINE[=SOURCE]")]
     group: Vec<OsString>,
+    /// Take every version that nas:PATH finds and that the pool does not have yet, oldest first, each as a snapshot
+    #[arg(long, conflicts_with = "group")]
+    each: bool,
     /// Say what would be done and how much is dirty, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -172,6 +175,9 @@ pub fn run(context: &Context, args: &SnapArgs) -> Result<ExitCode> {
     members::check_names(args)?;
     let kept = args.config.iter().map(|file| attachment(file)).collect::<Result<Vec<_>>>()?;
     let pool = context.open_pool()?;
+    if args.each {
+        return each(context, &pool, args);
+    }
     let mut wanted = members::wanted(&pool, args)?;
     let plans = wanted.members.iter_mut().map(MachinePlan::of).collect::<Result<Vec<_>>>()?;
     plans.iter().for_each(MachinePlan::warn);
@@ -183,6 +189,29 @@ pub fn run(context: &Context, args: &SnapArgs) -> Result<ExitCode> {
     let kept: Vec<_> = plans.iter().map(|plan| together(&kept, plan)).collect::<Result<_>>()?;
     let manifests = take(context, &pool, &mut wanted, args, kept)?;
     report(context, &manifests)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Every version of a filer that is not in the pool yet.
+fn each(context: &Context, pool: &Pool, args: &SnapArgs) -> Result<ExitCode> {
+    let mut manifests = Vec::new();
+    let mut missing = members::missing_versions(pool, args)?;
+    for source in missing.drain(..) {
+        let mut wanted = members::with_source(pool, args, source)?;
+        let plans = wanted.members.iter_mut().map(MachinePlan::of).collect::<Result<Vec<_>>>()?;
+        if args.dry_run {
+            let machines: Vec<_> = wanted.members.iter().zip(&plans).collect();
+            plan::print(context, &machines)?;
+        } else {
+            manifests.extend(take(context, pool, &mut wanted, args, vec![Vec::new()])?);
+        }
+    }
+    if !args.dry_run {
+        report(context, &manifests)?;
+        if manifests.is_empty() && !context.quiet {
+            eprintln!("firn: the pool has every version that is there");
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }
 
