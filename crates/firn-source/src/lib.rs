@@ -16,6 +16,8 @@ mod nbd;
 pub mod process;
 pub mod quiesce;
 mod source;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod uri;
 
 pub use file::{FileOptions, FileSource};

@@ -372,9 +372,10 @@ impl<'a> Run<'a> {
     fn freeze(&mut self, subjects: &mut Subjects<'_>) -> Result<()> {
         subjects.ask(self.options.freeze_timeout);
         self.refuse_trouble(subjects)?;
-        let sources = self.members.iter().flat_map(|member| &member.sources);
-        let tickets: Vec<_> =
-            subjects.tickets().into_iter().chain(sources.flat_map(|source| source.tickets())).collect();
+        let mut tickets = subjects.tickets();
+        for source in self.members.iter().flat_map(|member| &member.sources) {
+            tickets.extend(guarded(|| Ok(source.tickets()))?);
+        }
         if tickets.is_empty() {
             return Ok(());
         }
