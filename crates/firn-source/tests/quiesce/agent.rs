@@ -8,9 +8,9 @@ use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 /// Time enough for an answer of the fake.
-const ENOUGH: Duration = Duration::from_secs(10);
-/// Time over at once.
-const SHORT: Duration = Duration::from_millis(150);
+const ENOUGH: Duration = Duration::from_secs(30);
+/// For what is not answered.
+const SHORT: Duration = Duration::from_secs(1);
 
 fn guest(lab: &Lab) -> AgentGuest {
     AgentGuest::new(lab.agent.socket().to_path_buf())
@@ -54,7 +54,7 @@ fn what_others_left_in_the_channel_is_skipped() {
     let lab = Lab::new();
     let guest = guest(&lab);
     // The answers to a client that has gone come to the next one.
-    lab.agent.react("guest-fsfreeze-status", [Reaction::Late(Duration::from_millis(300))]);
+    lab.agent.react("guest-fsfreeze-status", [Reaction::Late(Duration::from_millis(2_500))]);
     assert_eq!(guest.is_frozen(SHORT).unwrap_err().kind(), ErrorKind::Unavailable);
     assert!(!guest.is_frozen(ENOUGH).unwrap());
     // Half a line, something that is no JSON, and an answer of another client's, before our own.
@@ -154,7 +154,7 @@ fn a_freeze_that_the_guest_forbids_says_what_to_do() {
 fn a_freeze_that_comes_late_is_followed_by_the_thaw() {
     let lab = Lab::new();
     let guest = guest(&lab);
-    lab.agent.react("guest-fsfreeze-freeze", [Reaction::Late(Duration::from_millis(700))]);
+    lab.agent.react("guest-fsfreeze-freeze", [Reaction::Late(Duration::from_millis(2_500))]);
     assert_eq!(guest.freeze(&[], SHORT).unwrap_err().kind(), ErrorKind::Unavailable);
     // Nobody waits for this one to be answered: it is in the agent's queue.
     assert_eq!(guest.thaw(SHORT).unwrap_err().kind(), ErrorKind::Unavailable);

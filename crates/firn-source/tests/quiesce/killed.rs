@@ -1,6 +1,7 @@
 //! Whoever is killed while a guest is frozen, it is thawed: by the run, by its watchdog, or by the next start of firn.
 
 use crate::support::{Lab, SOON, child_program, until, words};
+use firn_source::testing::Reaction;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -18,8 +19,16 @@ pub struct Run {
 
 impl Run {
     pub fn start(state: &Path, things: &Path, socket: &Path, hook: Option<&str>) -> Self {
+        Self::spawn(&mut Self::command(state, things, socket, hook))
+    }
+
+    fn command(state: &Path, things: &Path, socket: &Path, hook: Option<&str>) -> Command {
         let mut command = Command::new(child_program());
         command.arg("take").args([state, things, socket]).args(hook);
+        command
+    }
+
+    fn spawn(command: &mut Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
         let mut child = command.spawn().unwrap();
         let output = child.stdout.take().unwrap();
@@ -76,8 +85,14 @@ impl Run {
     }
 
     pub fn kill_with_watchdog(&mut self) {
-        kill_process(self.watchdog(), Signal::KILL).unwrap();
+        let watchdog = self.watchdog();
+        kill_process(watchdog, Signal::KILL).unwrap();
         self.kill();
+        // Its locks are gone when it is.
+        let state = || std::fs::read_to_string(format!("/proc/{}/stat", watchdog.as_raw_nonzero())).unwrap_or_default();
+        until("the watchdog is dead", || {
+            state().rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
+        });
     }
 }
 
@@ -112,8 +127,7 @@ fn the_run_is_killed() {
 #[test]
 fn the_run_is_killed_while_the_guest_is_asked_to_freeze() {
     let lab = Lab::new();
-    let late = firn_source::testing::Reaction::Late(Duration::from_millis(1_000));
-    lab.agent.react("guest-fsfreeze-freeze", [late]);
+    lab.agent.react("guest-fsfreeze-freeze", [Reaction::Late(Duration::from_millis(1_000))]);
     let mut run = Run::in_lab(&lab, None);
     run.await_place("prepare");
     run.go_on();
@@ -183,9 +197,9 @@ fn the_whole_process_group_is_killed() {
 #[test]
 fn a_run_that_is_stopped_does_not_keep_the_guest_frozen() {
     let lab = Lab::new();
-    let mut run = Run::in_lab(&lab, None);
+    let mut command = Run::command(&lab.state(), &lab.path("things"), lab.agent.socket(), None);
+    let mut run = Run::spawn(command.env("FROZEN_LIMIT_MILLISECONDS", "1500"));
     run.go_to("cut");
-    assert!(lab.agent.is_frozen());
     kill_process(run.process(), Signal::STOP).unwrap();
     lab.agent.await_thaw(SOON);
     // It is another one's business whether the run ever goes on; if so, it knows.
@@ -206,7 +220,8 @@ fn a_guest_that_is_gone_or_silent_is_tried_again_at_each_start() {
     let mut run = Run::in_lab(&lab, None);
     run.go_to("cut");
     run.kill_with_watchdog();
-    lab.agent.react("guest-sync-delimited", vec![firn_source::testing::Reaction::Ignore; 4]);
+    lab.agent.react("guest-sync-delimited", vec![Reaction::Ignore; 2]);
+    lab.agent.react("guest-fsfreeze-thaw", [Reaction::Ignore]);
     let told = next_start(&lab.state());
     assert!(told.contains("could not be undone") && lab.agent.is_frozen(), "{told}");
     assert_eq!(lab.records().len(), 1);

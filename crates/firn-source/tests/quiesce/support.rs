@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// For what happens at once.
-pub const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(60);
 
 pub static NEVER: AtomicBool = AtomicBool::new(false);
 
@@ -69,7 +69,6 @@ impl Lab {
     pub fn options(&self) -> CutOptions {
         let mut options = CutOptions::new(self.state());
         options.watchdog = WatchdogProgram { program: child_program(), arguments: vec![OsString::from("__watchdog")] };
-        options.freeze_timeout = Duration::from_millis(500);
         options
     }
 }

@@ -16,3 +16,4 @@ mod snap;
 mod sources;
 mod stopped;
 mod support;
+mod watchdog;
