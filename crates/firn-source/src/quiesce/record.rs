@@ -171,7 +171,7 @@ impl RecordFolder {
         let run: String = run.chars().filter(char::is_ascii_alphanumeric).take(32).collect();
         let path = make_folder(state, &format!("{}-{run}", record.owner.process))?;
         let failed = |error| Error::from_io("make the record of the freeze", error).at_path(&path);
-        let lock = OpenOptions::new().read(true).write(true).create(true).mode(0o600).open(path.join(LOCK));
+        let lock = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path.join(LOCK));
         let lock = lock.and_then(|lock| lock.lock_shared().map(|()| lock)).map_err(failed)?;
         let folder = Self { path, _lock: lock };
         folder.write(record)?;
@@ -352,7 +352,7 @@ fn open_lock(path: &Path) -> Result<File> {
 fn lock_state(state: &Path) -> Result<File> {
     let path = state.join(LOCK);
     let failed = |error| Error::from_io("lock", error).at_path(&path);
-    let lock = OpenOptions::new().read(true).write(true).create(true).mode(0o600).open(&path).map_err(failed)?;
+    let lock = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path).map_err(failed)?;
     let deadline = Instant::now() + PATIENCE;
     loop {
         match lock.try_lock() {

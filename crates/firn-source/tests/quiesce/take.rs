@@ -122,11 +122,14 @@ fn a_hook_that_fails_ends_it_or_costs_the_claim() {
     lab.assert_clean();
 }
 
+/// What it is, what the agent does in place of which command, and what the user is told.
+type TroubledFreeze = (&'static str, Option<(&'static str, Reaction)>, &'static str);
+
 /// Each thing that keeps a guest from being frozen: `auto` falls back and says why, `require` fails, and the guest runs.
 #[test]
 fn what_cannot_be_frozen_is_taken_as_crash_or_not_at_all() {
     let late = || Reaction::Late(Duration::from_millis(2_500));
-    let cases: [(&str, Option<(&str, Reaction)>, &str); 9] = [
+    let cases: [TroubledFreeze; 9] = [
         ("missing", None, "not frozen by the guest agent"),
         ("hanging", Some(("guest-sync-delimited", Reaction::Ignore)), "no answer in time"),
         ("hanging in the freeze", Some(("guest-fsfreeze-freeze", Reaction::Ignore)), "no answer in time"),
