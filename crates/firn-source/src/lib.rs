@@ -22,6 +22,8 @@ pub mod process;
 mod qemu;
 pub mod quiesce;
 mod source;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod uri;
 
 pub use btrfs::BtrfsSource;

@@ -9,6 +9,7 @@
 use super::Guest;
 use super::freeze::{Subject, Subjects, guarded};
 use super::hooks::{self, Hook, HookOutcome, Phase, Place, Setting};
+use super::judge::{are_past, is_cut, widen};
 use super::record::{Record, RecordedMachine, RecordedRequest};
 use super::watch::{Watch, WatchdogProgram};
 use crate::source::{Outcome, Request, Source};
@@ -179,23 +180,23 @@ pub fn take(members: &mut [Member], options: &CutOptions, around: &Surroundings<
 
 /// What is known of a member so far.
 #[derive(Debug, Default)]
-struct Notes {
-    remarks: Vec<String>,
-    hooks: Vec<HookOutcome>,
+pub(super) struct Notes {
+    pub remarks: Vec<String>,
+    pub hooks: Vec<HookOutcome>,
     /// The post-thaw hooks have to run.
-    is_owed: bool,
+    pub is_owed: bool,
     /// When its cuts began and ended.
-    cuts: Option<(Duration, Duration)>,
+    pub cuts: Option<(Duration, Duration)>,
 }
 
-struct Run<'a> {
-    members: &'a mut [Member],
-    options: &'a CutOptions,
-    around: &'a Surroundings<'a>,
-    guests: Vec<Vec<Arc<dyn Guest>>>,
-    notes: Vec<Notes>,
-    watch: Option<Watch>,
-    folder: PathBuf,
+pub(super) struct Run<'a> {
+    pub members: &'a mut [Member],
+    pub options: &'a CutOptions,
+    pub around: &'a Surroundings<'a>,
+    pub guests: Vec<Vec<Arc<dyn Guest>>>,
+    pub notes: Vec<Notes>,
+    pub watch: Option<Watch>,
+    pub folder: PathBuf,
 }
 
 impl<'a> Run<'a> {
@@ -236,7 +237,7 @@ impl<'a> Run<'a> {
                 return Err(Error::invalid(format!("{name}: there is no guest agent to run a hook by"))
                     .hint("run it on the host or over ssh, or name the agent's socket in the source"));
             }
-            if self.options.freeze == Freeze::Require && guests.is_empty() && !member.sources.iter().all(is_past) {
+            if self.options.freeze == Freeze::Require && guests.is_empty() && !are_past(member) {
                 let message = format!("{name}: there is no guest agent to freeze it by");
                 let hint = "name the agent's socket in the source, or go without --freeze require";
                 return Err(Error::new(ErrorKind::Unavailable, message).hint(hint));
@@ -361,7 +362,7 @@ impl<'a> Run<'a> {
             return Vec::new();
         }
         let members = self.members.iter().zip(&self.guests).enumerate();
-        let live = members.filter(|(_, (member, _))| !member.sources.iter().all(is_past));
+        let live = members.filter(|(_, (member, _))| !are_past(member));
         live.flat_map(|(index, (member, guests))| {
             guests.iter().map(move |guest| Subject::new(index, guest.clone(), member.mount_points.clone()))
         })
@@ -372,9 +373,10 @@ impl<'a> Run<'a> {
     fn freeze(&mut self, subjects: &mut Subjects<'_>) -> Result<()> {
         subjects.ask(self.options.freeze_timeout);
         self.refuse_trouble(subjects)?;
-        let sources = self.members.iter().flat_map(|member| &member.sources);
-        let tickets: Vec<_> =
-            subjects.tickets().into_iter().chain(sources.flat_map(|source| source.tickets())).collect();
+        let mut tickets = subjects.tickets();
+        for source in self.members.iter().flat_map(|member| &member.sources) {
+            tickets.extend(guarded(|| Ok(source.tickets()))?);
+        }
         if tickets.is_empty() {
             return Ok(());
         }
@@ -384,7 +386,7 @@ impl<'a> Run<'a> {
         self.refuse_trouble(subjects)
     }
 
-    fn refuse_trouble(&self, subjects: &Subjects<'_>) -> Result<()> {
+    pub(super) fn refuse_trouble(&self, subjects: &Subjects<'_>) -> Result<()> {
         let trouble = subjects.all.iter().find_map(|subject| Some((subject, subject.trouble.clone()?)));
         match trouble {
             Some((subject, error)) if self.options.freeze == Freeze::Require => {
@@ -416,7 +418,7 @@ impl<'a> Run<'a> {
                 let sender = sender.clone();
                 scope.spawn(move || {
                     let began = elapsed();
-                    let is_cut = is_cut(source);
+                    let is_cut = is_cut(&**source);
                     let result = guarded(|| source.cut());
                     // Somebody waits for it for as long as this thread lives.
                     drop(sender.send(Cut { member: index, is_cut, began, ended: elapsed(), result }));
@@ -455,85 +457,6 @@ impl<'a> Run<'a> {
         }
         failure.map_or(Ok(created), Err)
     }
-
-    /// What can be said of each member.
-    fn judge(&mut self, subjects: &Subjects<'_>, created: Timestamp) -> Result<Vec<Taken>> {
-        self.refuse_trouble(subjects)?;
-        let held: Vec<bool> = (0..self.members.len())
-            .map(|index| {
-                let mut own = subjects.all.iter().filter(|subject| subject.member == index).peekable();
-                own.peek().is_some() && own.all(Subject::was_held)
-            })
-            .collect();
-        for subject in &subjects.all {
-            if let Some(trouble) = &subject.trouble {
-                let who = subject.guest.describe();
-                let hint = trouble.next_step().map(|hint| format!("; {hint}")).unwrap_or_default();
-                self.notes[subject.member].remarks.push(format!("not frozen by {who}: {trouble}{hint}"));
-            }
-        }
-        self.remark_on_instants(&held);
-        let taken = (0..self.members.len()).map(|index| {
-            let times = subjects.all.iter().filter(|subject| subject.member == index).map(|subject| subject.frozen);
-            let times = times.fold(None, widen);
-            Taken {
-                consistency: self.consistency(index, subjects, held[index]),
-                created: instant(&self.members[index], created),
-                frozen: times.map(|(began, ended)| ended.saturating_sub(began)),
-                remarks: Vec::new(),
-                hooks: Vec::new(),
-            }
-        });
-        Ok(taken.collect())
-    }
-
-    fn consistency(&self, index: usize, subjects: &Subjects<'_>, is_held: bool) -> Consistency {
-        let member = &self.members[index];
-        let held: Vec<_> =
-            subjects.all.iter().filter(|subject| subject.was_held()).map(|it| it.guest.ticket()).collect();
-        // A source that is not atomic is whole only under a freeze of its own guest.
-        let is_torn = |source: &Box<dyn Source>| {
-            !source.is_atomic() && !source.guest().is_some_and(|guest| held.contains(&guest.ticket()))
-        };
-        if member.sources.iter().any(is_torn) {
-            return Consistency::Torn;
-        }
-        let mut before = self.notes[index].hooks.iter().filter(|hook| hook.phase == Phase::PreFreeze).peekable();
-        match (is_held, before.peek().is_some() && before.all(HookOutcome::is_good)) {
-            (true, true) => Consistency::Application,
-            (true, false) => Consistency::Filesystem,
-            (false, _) => Consistency::Crash,
-        }
-    }
-
-    /// Says where disks are not of one instant.
-    fn remark_on_instants(&mut self, held: &[bool]) {
-        for index in 0..self.members.len() {
-            let sources = &self.members[index].sources;
-            let count = sources.iter().filter(|source| is_cut(source)).count();
-            let mut past: Vec<_> = sources.iter().filter_map(|source| source.taken()).collect();
-            past.sort_unstable();
-            past.dedup();
-            let notes = &mut self.notes[index];
-            if let (false, true, Some((began, ended))) = (held[index], count > 1, notes.cuts) {
-                let apart = ended.saturating_sub(began).as_millis();
-                notes.remarks.push(format!("not one instant: {count} sources were cut {apart} ms apart"));
-            }
-            if past.len() > 1 || past.len() == 1 && count > 0 {
-                let times = past.iter().map(Timestamp::to_string).collect::<Vec<_>>().join(", ");
-                notes.remarks.push(format!("not one instant: some of its disks are of {times}"));
-            }
-        }
-        let loose: Vec<_> =
-            (0..self.members.len()).filter(|index| !held[*index] && self.notes[*index].cuts.is_some()).collect();
-        let spread = self.notes.iter().map(|notes| notes.cuts).fold(None, widen);
-        if let (false, true, Some((began, ended))) = (loose.is_empty(), self.members.len() > 1, spread) {
-            let names = loose.iter().map(|index| self.members[*index].machine.as_str()).collect::<Vec<_>>().join(", ");
-            let apart = ended.saturating_sub(began).as_millis();
-            let remark = format!("the group is not of one instant: {names} ran on; cut {apart} ms apart");
-            self.notes.iter_mut().for_each(|notes| notes.remarks.push(remark.clone()));
-        }
-    }
 }
 
 /// What came of the cut of one source.
@@ -551,16 +474,6 @@ impl fmt::Debug for Surroundings<'_> {
     }
 }
 
-/// Its instant is over already.
-fn is_past(source: &Box<dyn Source>) -> bool {
-    source.taken().is_some()
-}
-
-/// Its instant is that of the cut. One that leaves nothing behind has nothing to cut: nobody writes to it.
-fn is_cut(source: &Box<dyn Source>) -> bool {
-    !is_past(source) && source.leaves_things()
-}
-
 /// Each guest once.
 fn guests_of(member: &Member) -> Result<Vec<Arc<dyn Guest>>> {
     let mut guests: Vec<Arc<dyn Guest>> = Vec::new();
@@ -570,21 +483,6 @@ fn guests_of(member: &Member) -> Result<Vec<Arc<dyn Guest>>> {
         guests.extend(guest.filter(is_new));
     }
     Ok(guests)
-}
-
-fn instant(member: &Member, cut: Timestamp) -> Timestamp {
-    let past = member.sources.iter().filter_map(|source| source.taken()).max();
-    past.filter(|_| member.sources.iter().all(is_past)).unwrap_or(cut)
-}
-
-/// The span over both.
-fn widen(one: Option<(Duration, Duration)>, two: Option<(Duration, Duration)>) -> Option<(Duration, Duration)> {
-    match (one, two) {
-        (Some((began, ended)), Some((other_began, other_ended))) => {
-            Some((began.min(other_began), ended.max(other_ended)))
-        }
-        (one, two) => one.or(two),
-    }
 }
 
 /// A guest that was frozen and does not thaw, which is worse than one that may freeze yet.

@@ -174,11 +174,14 @@ fn run_by_ssh(host: &str, command: &str, environment: &[(String, String)], timeo
     if host.is_empty() || host.starts_with('-') {
         return Err(Error::invalid(format!("{host:?} is no host")));
     }
-    let variables = environment.iter().map(|(name, value)| format!("{name}={} ", quoted(value))).collect::<String>();
-    let remote = format!("env {variables}sh -c {}", quoted(command));
     let mut ssh = Command::new("ssh");
-    ssh.args(["-o", "BatchMode=yes", host, &remote]);
+    ssh.args(["-o", "BatchMode=yes", host, &remote_command(command, environment)]);
     run_program(&mut ssh, timeout)
+}
+
+fn remote_command(command: &str, environment: &[(String, String)]) -> String {
+    let variables = environment.iter().map(|(name, value)| format!("{name}={} ", quoted(value))).collect::<String>();
+    format!("env {variables}sh -c {}", quoted(command))
 }
 
 fn run_program(command: &mut Command, timeout: Duration) -> Result<Ended> {
@@ -190,4 +193,43 @@ fn run_program(command: &mut Command, timeout: Duration) -> Result<Ended> {
 /// A word for `sh` that stands for exactly `value`.
 pub(super) fn quoted(value: &str) -> String {
     format!("'{}'", value.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn setting<'a>(folder: &'a Path, elapsed: &'a dyn Fn() -> Duration) -> Setting<'a> {
+        Setting { machine: "web1", outcome: Some("crash"), guest: None, folder, elapsed }
+    }
+
+    #[test]
+    fn on_the_host_it_runs_in_the_folder_of_the_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = "pwd; echo $FIRN_MACHINE $FIRN_PHASE $FIRN_OUTCOME; echo last words >&2; exit 7";
+        let hook = Hook::new(Place::Host, Phase::PostThaw, script);
+        let outcome = run(&hook, &setting(folder.path(), &|| Duration::ZERO));
+        let folder = folder.path().canonicalize().unwrap();
+        assert_eq!((outcome.code, outcome.is_good(), outcome.last_line()), (Some(7), false, "last words"));
+        assert_eq!(outcome.output, format!("{}\nweb1 post-thaw crash\nlast words\n", folder.display()));
+    }
+
+    #[test]
+    fn what_the_shell_over_there_gets_is_what_was_meant() {
+        let environment = [("FIRN_MACHINE".to_owned(), "a'b $c".to_owned())];
+        let remote = remote_command("printf '%s|' \"$FIRN_MACHINE\" \"it's\"; exit 3", &environment);
+        // sshd gives it to the login shell by -c.
+        let mut shell = Command::new("sh");
+        let ended = run_program(shell.args(["-c", &remote]), Duration::from_secs(60)).unwrap();
+        assert_eq!(ended, Ended { code: 3, output: "a'b $c|it's|".to_owned() });
+    }
+
+    #[test]
+    fn a_host_is_never_an_option_and_no_guest_is_no_success() {
+        for place in [Place::Ssh("-oProxyCommand=x".to_owned()), Place::Ssh(String::new()), Place::Guest] {
+            let hook = Hook::new(place, Phase::PreFreeze, "true");
+            let outcome = run(&hook, &setting(Path::new("/"), &|| Duration::ZERO));
+            assert!(outcome.code.is_none() && !outcome.is_good() && !outcome.output.is_empty());
+        }
+    }
 }

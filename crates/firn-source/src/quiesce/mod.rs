@@ -5,6 +5,7 @@ mod channel;
 mod cut;
 mod freeze;
 mod hooks;
+mod judge;
 mod record;
 mod undo;
 mod watch;

@@ -28,6 +28,8 @@ const TEMPORARY: &str = "record.new";
 const LOCK: &str = "lock";
 /// A record of a hundred machines has some 100 KiB.
 const MOST_RECORD_BYTES: u64 = 16 << 20;
+/// Records of one process and run.
+const MOST_OF_A_NAME: u32 = 1_000;
 /// How long a record that others look at or make is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(5);
@@ -167,10 +169,9 @@ impl RecordFolder {
         let _state_lock = lock_state(state)?;
         refuse_second_run(state, record)?;
         let run: String = run.chars().filter(char::is_ascii_alphanumeric).take(32).collect();
-        let path = state.join(format!("{}-{run}", record.owner.process));
+        let path = make_folder(state, &format!("{}-{run}", record.owner.process))?;
         let failed = |error| Error::from_io("make the record of the freeze", error).at_path(&path);
-        DirBuilder::new().mode(0o700).create(&path).map_err(failed)?;
-        let lock = OpenOptions::new().read(true).write(true).create(true).mode(0o600).open(path.join(LOCK));
+        let lock = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path.join(LOCK));
         let lock = lock.and_then(|lock| lock.lock_shared().map(|()| lock)).map_err(failed)?;
         let folder = Self { path, _lock: lock };
         folder.write(record)?;
@@ -286,6 +287,23 @@ fn record_paths(state: &Path) -> Result<Vec<PathBuf>> {
     Ok(folders.map(|entry| entry.path()).filter(is_ours).collect())
 }
 
+/// A folder called `name`, or the like where there is one.
+fn make_folder(state: &Path, name: &str) -> Result<PathBuf> {
+    let mut number = 0;
+    loop {
+        let path = match number {
+            0 => state.join(name),
+            _ => state.join(format!("{name}-{number}")),
+        };
+        number += 1;
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => return Ok(path),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && number < MOST_OF_A_NAME => {}
+            Err(error) => return Err(Error::from_io("make the record of the freeze", error).at_path(&path)),
+        }
+    }
+}
+
 fn refuse_second_run(state: &Path, record: &Record) -> Result<()> {
     for path in record_paths(state)? {
         let Ok(other) = read_record(&path) else { continue };
@@ -334,7 +352,7 @@ fn open_lock(path: &Path) -> Result<File> {
 fn lock_state(state: &Path) -> Result<File> {
     let path = state.join(LOCK);
     let failed = |error| Error::from_io("lock", error).at_path(&path);
-    let lock = OpenOptions::new().read(true).write(true).create(true).mode(0o600).open(&path).map_err(failed)?;
+    let lock = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path).map_err(failed)?;
     let deadline = Instant::now() + PATIENCE;
     loop {
         match lock.try_lock() {
@@ -420,7 +438,7 @@ mod tests {
         assert_eq!(watchdog.read().unwrap(), record("a"));
         let error = RecordFolder::create(&state, &record("a"), "r2").unwrap_err();
         assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("web1 is under way"), "{error}");
-        let other = RecordFolder::create(&state, &record("b"), "r2").unwrap();
+        let other = RecordFolder::create(&state, &record("b"), "r1").unwrap();
         drop(ours);
         assert!(leftovers(&state).unwrap().dead.is_empty(), "the watchdog is alive");
         drop(watchdog);

@@ -28,8 +28,9 @@ pub fn run(args: &WatchdogArgs) -> Result<ExitCode> {
 
 /// Thaws what killed runs left frozen. What goes wrong is told and keeps nobody from going on.
 pub fn recover() {
-    let recovered = quiesce::state_folder().and_then(|folder| quiesce::recover(&folder, &open, &tell));
-    if let Err(error) = recovered {
+    // Without a folder nothing was ever frozen.
+    let Ok(folder) = quiesce::state_folder() else { return };
+    if let Err(error) = quiesce::recover(&folder, &open, &tell) {
         tell(&error.to_string());
     }
 }

@@ -18,3 +18,4 @@ mod snap;
 mod sources;
 mod stopped;
 mod support;
+mod watchdog;
