@@ -20,6 +20,7 @@ mod write;
 
 pub use access::Moved;
 pub use destination::Destination;
+pub use qcow2::StoredBitmap;
 pub use write::{ClusterCompression, WriteFormat, WriteOptions, WriteSummary, write_image};
 
 use access::{Gate, ImageFile};
@@ -77,6 +78,17 @@ pub struct Image {
     pub format: ImageFormat,
     /// What is known of it, for people.
     pub details: Details,
+    bitmaps: Option<qcow2::Bitmaps>,
+}
+
+impl Image {
+    /// The dirty bitmap called `name` that QEMU keeps in the image. Blocks while it is read.
+    ///
+    /// # Errors
+    /// `Corrupt` when what the image says of it contradicts itself; the system's own.
+    pub fn stored_bitmap(&self, name: &str) -> Result<StoredBitmap> {
+        self.bitmaps.as_ref().map_or(Ok(StoredBitmap::Missing), |bitmaps| bitmaps.read(name))
+    }
 }
 
 /// What an image says of itself.
@@ -151,7 +163,8 @@ fn open_in(path: &Path, options: &OpenOptions, moved: Option<&Moved>) -> Result<
     let (gate, file) = Gate::open(path, options, moved)?;
     let mut opener = Opener { gate, tables: TableCache::new(), open: Vec::new() };
     let opened = opener.open_file(&file, options.format, options.snapshot.as_deref())?;
-    Ok(Image { disk: opened.disk, format: opened.format, details: opened.details })
+    let Opened { disk, format, details, bitmaps, .. } = opened;
+    Ok(Image { disk, format, details, bitmaps })
 }
 
 /// Opens a raw image or block device that is there already, to be changed in place, under QEMU's locks of a writer.
@@ -186,6 +199,7 @@ struct Opened {
     format: ImageFormat,
     file: ImageFile,
     details: Details,
+    bitmaps: Option<qcow2::Bitmaps>,
 }
 
 impl Opened {
@@ -252,7 +266,7 @@ impl Disk for Raw {
 
 fn open_raw(file: &ImageFile) -> Opened {
     let details = Details { virtual_size: file.disk().len(), ..Details::default() };
-    Opened { disk: Arc::new(Raw(file.clone())), format: ImageFormat::Raw, file: file.clone(), details }
+    Opened { disk: Arc::new(Raw(file.clone())), format: ImageFormat::Raw, file: file.clone(), details, bitmaps: None }
 }
 
 /// Formats that would read as garbage if taken for raw, by the bytes at a place.

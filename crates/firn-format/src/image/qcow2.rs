@@ -7,6 +7,7 @@
 //! Refcounts are not read: they matter to writers only, so an image whose refcounts are wrong or dirty still
 //! reads. The dirty and the corrupt bit are told in [`Details`](super::Details).
 
+mod bitmap;
 mod entry;
 mod header;
 mod snapshot;
@@ -17,6 +18,8 @@ use super::layer::{Layer, Layered, Place, Run, Unit};
 use super::name::{self, FileName};
 use super::tables::Tables;
 use super::{Details, ImageFormat, Opened, Opener};
+pub(super) use bitmap::Bitmaps;
+pub use bitmap::StoredBitmap;
 use entry::{Cluster, Subcluster};
 use firn_disk::{Disk, Error, ErrorKind, Result};
 use header::Header;
@@ -54,10 +57,18 @@ pub(super) fn open(opener: &mut Opener, file: &ImageFile, snapshot: Option<&str>
         details.chain = backing.as_chain();
         backing.disk
     });
+    let bitmaps = header.bitmaps.filter(|_| snapshot.is_none()).map(|directory| Bitmaps {
+        file: file.clone(),
+        directory,
+        are_valid: header.bitmaps_are_valid,
+        cluster_bytes: header.cluster_bytes(),
+        disk_bytes: size,
+    });
     let tables = Tables::new(file.clone(), &opener.tables);
     let data = data.unwrap_or_else(|| file.clone());
     let layer = Qcow2 { header, tables, data, l1_offset, l1_entries: u64::from(l1_entries), size };
-    Ok(Opened { disk: Arc::new(Layered::new(layer, below)), format: ImageFormat::Qcow2, file: file.clone(), details })
+    let disk = Arc::new(Layered::new(layer, below));
+    Ok(Opened { disk, format: ImageFormat::Qcow2, file: file.clone(), details, bitmaps })
 }
 
 fn open_data_file(opener: &Opener, file: &ImageFile, header: &Header) -> Result<Option<ImageFile>> {

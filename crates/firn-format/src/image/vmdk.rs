@@ -55,7 +55,8 @@ pub(super) fn open(opener: &mut Opener, file: &ImageFile) -> Result<Opened> {
             Some(parent.disk)
         }
     };
-    Ok(Opened { disk: Arc::new(Layered::new(layer, below)), format: ImageFormat::Vmdk, file: file.clone(), details })
+    let disk = Arc::new(Layered::new(layer, below));
+    Ok(Opened { disk, format: ImageFormat::Vmdk, file: file.clone(), details, bitmaps: None })
 }
 
 /// The descriptor, and the file of grains that it stands in, if it does.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod bitmap;
 mod chains;
 mod damage;
 mod read;

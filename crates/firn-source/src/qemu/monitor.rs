@@ -392,3 +392,124 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What a thread that panicked left behind is no worse than a command whose answer was lost.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    const GREETING: &str =
+        r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}}, "capabilities": []}}"#;
+    const SHORT: Duration = Duration::from_millis(300);
+
+    /// A monitor that answers each line that it gets with the next of `answers`; `N` in them is the id of the command.
+    /// Then it waits for the end.
+    fn fake(greeting: &'static str, answers: &'static [&'static str]) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("q.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        std::thread::spawn(move || {
+            let (mut client, _) = listener.accept().unwrap();
+            let mut lines = BufReader::new(client.try_clone().unwrap());
+            // Whoever tests a refusal has gone by now.
+            let _ = client.write_all(greeting.as_bytes());
+            for answer in answers {
+                let mut line = String::new();
+                if lines.read_line(&mut line).unwrap_or(0) == 0 {
+                    return;
+                }
+                let command: Value = serde_json::from_str(&line).unwrap();
+                if *answer == "close" {
+                    return;
+                }
+                let _ = client.write_all(answer.replace("\"N\"", &command["id"].to_string()).as_bytes());
+            }
+            let _ = lines.read_to_end(&mut Vec::new());
+        });
+        (folder, path)
+    }
+
+    fn connect(greeting: &'static str, answers: &'static [&'static str]) -> Result<Monitor> {
+        let (_folder, path) = fake(greeting, answers);
+        Monitor::connect(&path, SHORT)
+    }
+
+    const GREETED: &str =
+        concat!(r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}}, "capabilities": []}}"#, "\n");
+    const DONE: &str = "{\"return\": {}, \"id\": \"N\"}\n";
+
+    #[test]
+    fn answers_and_events_are_told_apart() {
+        let monitor = connect(
+            GREETED,
+            &[
+                DONE,
+                "{\"event\": \"STOP\", \"timestamp\": {}}\n{\"return\": {\"a\": 1}, \"id\": \"N\"}\n{\"event\": \"RESUME\"}\n",
+                "{\"error\": {\"class\": \"DeviceNotFound\", \"desc\": \"no such\"}, \"id\": \"N\"}\n",
+                "{\"return\": null, \"id\": \"N\"}\n",
+            ],
+        );
+        let monitor = monitor.unwrap();
+        assert_eq!(monitor.version(), Version { major: 7, minor: 2, micro: 0 });
+        assert_eq!(monitor.execute("x", Value::Null).unwrap(), json!({"a": 1}));
+        let error = monitor.execute("y", Value::Null).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(error.to_string().contains("y: no such"), "{error}");
+        assert_eq!(monitor.execute("z", Value::Null).unwrap(), Value::Null);
+        let mut names = Vec::new();
+        while names.len() < 2 {
+            names.extend(monitor.events().take(PATIENCE).into_iter().map(|event| event.name));
+        }
+        assert_eq!(names, ["STOP", "RESUME"]);
+    }
+
+    #[test]
+    fn what_is_no_qmp_is_refused() {
+        for (greeting, answers) in [
+            ("SSH-2.0-OpenSSH\n", &[][..]),
+            ("{\"QMP\": {\"version\": {\"qemu\": {\"major\": \"x\"}}}}\n", &[]),
+            ("{\"return\": {}, \"id\": 0}\n", &[]),
+            (GREETED, &["[1,2]\n"]),
+            (GREETED, &["{\"id\": \"N\"}\n"]),
+            (GREETED, &["{\"return\": {}, \"id\": 77}\n"]),
+            (GREETED, &["{\"return\": {}}\n"]),
+            (GREETED, &["{\"return\": {}, \"id\": \"0\"}\n"]),
+            (GREETED, &[GREETED]),
+        ] {
+            let error = connect(greeting, answers).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Io, "{greeting}{answers:?}: {error}");
+        }
+        // Deeper than any parser should go.
+        let deep = Box::leak(format!("{}\n", "[".repeat(100_000)).into_boxed_str());
+        assert_eq!(connect(deep, &[]).unwrap_err().kind(), ErrorKind::Io);
+        let endless = Box::leak("x".repeat((16 << 20) + 1).into_boxed_str());
+        let (_folder, path) = fake(endless, &[]);
+        let error = Monitor::connect(&path, PATIENCE).unwrap_err();
+        assert!(error.to_string().contains("16 MiB"), "{error}");
+    }
+
+    #[test]
+    fn silence_and_ends_are_told() {
+        let silent = connect("", &[]).unwrap_err();
+        assert_eq!(silent.kind(), ErrorKind::Unavailable);
+        assert!(silent.to_string().contains("greet"), "{silent}");
+        assert_eq!(connect(GREETING, &[]).unwrap_err().kind(), ErrorKind::Unavailable);
+        assert_eq!(connect(GREETED, &["close"]).unwrap_err().kind(), ErrorKind::Unavailable);
+        let (folder, path) = fake(GREETED, &[]);
+        assert_eq!(Monitor::connect(&path, SHORT).unwrap_err().kind(), ErrorKind::Unavailable);
+        let error = Monitor::connect(&folder.path().join("no.sock"), SHORT).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn an_answer_that_comes_late_is_not_taken_for_the_next_one() {
+        let answers = &[DONE, "", "{\"return\": 1, \"id\": 1}\n{\"return\": 2, \"id\": \"N\"}\n"];
+        let monitor = connect(GREETED, answers).unwrap();
+        let error = monitor.execute_within("slow", Value::Null, SHORT).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(!monitor.has_ended());
+        assert_eq!(monitor.execute("next", Value::Null).unwrap(), json!(2));
+        monitor.hang_up();
+        assert!(monitor.has_ended() && monitor.execute("after", Value::Null).is_err());
+    }
+}

@@ -82,7 +82,8 @@ impl Machine {
         // What the monitor's qemu-io says goes to stdout, a line at a time only when told so.
         let mut command = Command::new("stdbuf");
         command.args(["-oL", QEMU]);
-        command.args(["-machine", "q35", "-accel", "tcg", "-m", "16", "-nodefaults", "-display", "none"]);
+        command.args(["-machine", "q35", "-accel", "tcg", "-m", "16", "-nodefaults", "-display", "none", "-bios"]);
+        command.arg(self.sleeping_firmware());
         for name in ["q.sock", "control.sock"] {
             let _ = std::fs::remove_file(self.path(name));
             command.args(["-qmp", &format!("unix:{},server=on,wait=off", self.path(name).display())]);
@@ -103,6 +104,17 @@ impl Machine {
         // The first thing that firn sees is its greeting: the socket has to be there.
         wait_for("QEMU's socket", || self.path("q.sock").exists());
         self
+    }
+
+    /// A processor that sleeps: real firmware would look for something to boot, and on a busy host keep QEMU from its work.
+    fn sleeping_firmware(&self) -> PathBuf {
+        let path = self.path("firmware");
+        let mut bytes = vec![0x90; 64 << 10];
+        // At the reset vector: cli; hlt; jmp to the hlt.
+        let vector = bytes.len() - 16;
+        bytes[vector..vector + 4].copy_from_slice(&[0xfa, 0xf4, 0xeb, 0xfd]);
+        std::fs::write(&path, bytes).unwrap();
+        path
     }
 
     pub fn control(&mut self) -> &mut Control {

@@ -3,6 +3,7 @@
 
 mod chain;
 mod faults;
+mod guest;
 mod machine;
 mod proxy;
 mod refusals;

@@ -11,6 +11,7 @@
 //! Source: QEMU, docs/interop/qcow2. Refused: encryption, unknown incompatible features (by name, where the
 //! image holds a feature name table), sizes past QEMU's own limits.
 
+use super::bitmap::Directory;
 use crate::image::access::ImageFile;
 use firn_disk::{Disk, Error, Record, Result};
 use std::ffi::OsString;
@@ -58,7 +59,8 @@ pub(super) struct Header {
     pub(super) corrupt: bool,
     pub(super) lazy_refcounts: bool,
     pub(super) refcount_bits: u32,
-    pub(super) has_bitmaps: bool,
+    pub(super) bitmaps: Option<Directory>,
+    pub(super) bitmaps_are_valid: bool,
     pub(super) backing: Option<OsString>,
     pub(super) backing_format: Option<String>,
     pub(super) has_data_file: bool,
@@ -70,7 +72,7 @@ pub(super) struct Header {
 struct Extensions {
     backing_format: Option<String>,
     data_file: Option<OsString>,
-    has_bitmaps: bool,
+    bitmaps: Option<Directory>,
     /// Kind (0 incompatible), bit and name.
     feature_names: Vec<(u8, u8, String)>,
 }
@@ -122,7 +124,8 @@ impl Header {
             corrupt: has(CORRUPT),
             lazy_refcounts: version >= 3 && record.be_u64(80)? & 1 == 1,
             refcount_bits: if version >= 3 { 1_u32.checked_shl(record.be_u32(96)?).unwrap_or(0) } else { 16 },
-            has_bitmaps: extensions.has_bitmaps,
+            bitmaps: extensions.bitmaps,
+            bitmaps_are_valid: version >= 3 && record.be_u64(88)? & 1 == 1,
             backing: read_backing_name(file, &record, cluster_bits)?,
             backing_format: extensions.backing_format,
             has_data_file: has(DATA_FILE),
@@ -189,7 +192,7 @@ impl Header {
         let flags = [
             (self.extended_l2, "extended L2 entries"),
             (self.lazy_refcounts, "lazy refcounts"),
-            (self.has_bitmaps, "persistent bitmaps"),
+            (self.bitmaps.is_some(), "persistent bitmaps"),
             (self.has_data_file && !self.data_file_is_raw, "external data file"),
             (self.has_data_file && self.data_file_is_raw, "external raw data file"),
         ];
@@ -284,7 +287,8 @@ fn read_extensions(file: &ImageFile, start: u64, cluster_bits: u32, backing_at: 
         match kind {
             EXTENSION_BACKING_FORMAT => found.backing_format = Some(String::from_utf8_lossy(&data).into_owned()),
             EXTENSION_DATA_FILE => found.data_file = Some(OsString::from_vec(data)),
-            EXTENSION_BITMAPS => found.has_bitmaps = true,
+            // The disk can be read without them.
+            EXTENSION_BITMAPS => found.bitmaps = Directory::parse(&data).ok(),
             EXTENSION_FEATURE_NAMES => found.feature_names = feature_names(&data),
             _ => {}
         }
