@@ -126,6 +126,22 @@ fn folders() -> Vec<PathBuf> {
     set(FOLDER).into_iter().chain(own).chain([PathBuf::from("/etc/firn/commands")]).collect()
 }
 
+/// All command files in the usual folders: names, places, and whether they can be used.
+pub(crate) fn known() -> Vec<(String, PathBuf, Result<()>)> {
+    let mut known: Vec<(String, PathBuf, Result<()>)> = Vec::new();
+    for entry in folders().iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten() {
+        let file = entry.path();
+        let name = file.file_stem().and_then(|name| name.to_str()).map(str::to_owned);
+        let Some(name) = name.filter(|_| file.extension().is_some_and(|ending| ending == "toml")) else { continue };
+        // The first folder's one is taken, by `find` as well.
+        if known.iter().all(|(other, ..)| *other != name) {
+            let usable = read(&file).map(drop);
+            known.push((name, file, usable));
+        }
+    }
+    known
+}
+
 /// Reads a command file.
 ///
 /// # Errors

@@ -28,6 +28,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+pub(crate) use config::known;
 pub(crate) use names::is_word;
 
 /// Before a generation whose disk was in an image: what changed in the file is not what changed on the disk.

@@ -43,13 +43,14 @@ impl Found {
 }
 
 /// Everything that the finders found, in their order: running QEMUs, domains of libvirt, images on btrfs, versions on a
-/// filer, logical volumes, block devices. Blocks for about a second at most.
+/// filer, command files, logical volumes, block devices. Blocks for about a second at most.
 pub fn discover() -> Vec<Found> {
-    let finders: [fn() -> Vec<Found>; 6] = [
+    let finders: [fn() -> Vec<Found>; 7] = [
         programs::qemus,
         programs::domains,
         storage::btrfs_images,
         storage::versions,
+        programs::commands,
         programs::logical_volumes,
         storage::block_devices,
     ];

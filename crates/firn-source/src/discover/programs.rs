@@ -3,7 +3,7 @@
 //! Sources: qemu-system-x86_64(1), virsh(1), lvs(8).
 
 use super::{Found, MOST_FOUND, PATIENCE};
-use crate::process;
+use crate::{command, process};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -132,6 +132,14 @@ impl Keys {
     }
 }
 
+pub(super) fn commands() -> Vec<Found> {
+    let found = command::known().into_iter().map(|(name, file, usable)| {
+        let found = Found::new("your commands", format!("command:{name}"), file.display().to_string());
+        found.unless(usable.err().map(|error| error.to_string()))
+    });
+    found.take(MOST_FOUND).collect()
+}
+
 /// Whether the program is on the path or where administrators' programs are.
 pub(super) fn is_installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -232,6 +240,5 @@ mod tests {
         assert_eq!(logical_volume("  vg0"), None);
         assert_eq!(domain(" -     web1   shut off"), Some(("web1".into(), "shut off".into())));
         assert_eq!(domain(""), None);
-        assert_eq!(count(2, "disk"), "2 disks");
     }
 }

@@ -76,7 +76,8 @@ fn whatever_is_done_to_images_the_changed_ranges_cover_it() {
     for round in 0..24 {
         let mut done = Vec::new();
         for _ in 0..random.below(6) {
-            let (one, other) = (names[random.below(3) as usize], names[random.below(3) as usize]);
+            let mut any = || names[usize::try_from(random.below(3)).unwrap()];
+            let (one, other) = (any(), any());
             // btrfs clones only between files that are both copied on write, or both not.
             let other = if (one == "b.img") == (other == "b.img") { other } else { one };
             done.push(disturb(&mut random, &file(one), &file(other)));

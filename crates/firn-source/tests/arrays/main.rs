@@ -3,6 +3,7 @@
 
 mod btrfs;
 mod command;
+mod found;
 mod nas;
 mod served;
 mod support;

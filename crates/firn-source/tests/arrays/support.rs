@@ -166,7 +166,7 @@ fn add(taken: &mut Taken, frozen: FrozenDisk, last: &Taken) -> Result<()> {
         Changed::Unknown(reason) => {
             taken.changed.push(None);
             taken.reasons.push(reason);
-            Vec::from([0..length])
+            std::iter::once(0..length).collect()
         }
     };
     for range in ranges.into_iter().filter(|range| range.start < range.end) {
