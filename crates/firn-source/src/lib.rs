@@ -12,6 +12,7 @@
 
 mod file;
 mod in_use;
+pub mod libvirt;
 mod nbd;
 pub mod process;
 pub mod quiesce;

@@ -6,6 +6,7 @@
 //! ```
 
 use crate::file::{FileOptions, FileSource};
+use crate::libvirt::LibvirtSource;
 use crate::nbd::NbdSource;
 use crate::source::Source;
 use firn_disk::{Error, Result};
@@ -32,6 +33,7 @@ pub fn open(uri: &str, options: &SourceOptions) -> Result<Box<dyn Source>> {
         "nbd" | "nbds" | "nbd+unix" | "nbds+unix" => {
             Ok(Box::new(NbdSource::new(uri.to_owned(), options.name.clone(), options.file.image.torn)))
         }
+        "libvirt" | "libvirt+ssh" => Ok(Box::new(LibvirtSource::new(uri, options.file.clone())?)),
         "file" => {
             let path = uri.strip_prefix("file:").unwrap_or(uri);
             let path = path.strip_prefix("//").filter(|path| path.starts_with('/')).unwrap_or(path);

@@ -1,0 +1,12 @@
+//! The libvirt source against a real libvirtd with real QEMUs (`lab/libvirt.sh`), and against a virsh that lies.
+//!
+//! Most domains have no operating system: their disks are written through QEMU's monitor (`qemu-io`), so that what is on
+//! them at each moment is known.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod faults;
+mod guest;
+mod lab;
+mod lying;
+mod remote;
+mod snapshots;
