@@ -24,7 +24,8 @@ pub fn name(owner: &str, run: &str) -> String {
 
 /// Whether `name` is one of a run of `owner`.
 pub fn is_of(name: &str, owner: &str) -> bool {
-    let run = name.strip_prefix("firn-").and_then(|name| name.strip_prefix(owner)).and_then(|name| name.strip_prefix('-'));
+    let run =
+        name.strip_prefix("firn-").and_then(|name| name.strip_prefix(owner)).and_then(|name| name.strip_prefix('-'));
     run.is_some_and(|run| super::is_hexadecimal(run, 8))
 }
 
@@ -54,11 +55,13 @@ impl Checkpoints<'_> {
     /// # Errors
     /// As [`Virsh::run`]; answers that make no sense.
     pub fn dirty(virsh: &Virsh, domain: &Domain, name: &str) -> Result<Vec<(String, u64)>> {
-        let arguments = ["checkpoint-dumpxml", "--domain", &domain.uuid, "--checkpointname", name, "--size", "--no-domain"];
+        let arguments =
+            ["checkpoint-dumpxml", "--domain", &domain.uuid, "--checkpointname", name, "--size", "--no-domain"];
         let xml = virsh.run(&arguments, PATIENCE)?;
         let root = Element::parse(&xml).map_err(|error| error.context("virsh checkpoint-dumpxml"))?;
         let disks = root.child("disks").into_iter().flat_map(Element::elements);
-        let sizes = disks.filter_map(|disk| Some((disk.attribute("name")?.to_owned(), disk.attribute("size")?.parse().ok()?)));
+        let sizes =
+            disks.filter_map(|disk| Some((disk.attribute("name")?.to_owned(), disk.attribute("size")?.parse().ok()?)));
         Ok(sizes.collect())
     }
 
@@ -84,7 +87,9 @@ impl Checkpoints<'_> {
     /// As [`Virsh::run`]: what is left then is a bitmap that costs a little memory.
     pub fn delete(&self, name: &str) -> Result<()> {
         let Err(error) = self.delete_as_it_is(name) else { return Ok(()) };
-        if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Denied) || error.to_string().contains("inactive domain") {
+        if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Denied)
+            || error.to_string().contains("inactive domain")
+        {
             return Err(error);
         }
         // One of its bitmaps is lost, so each is deleted by itself.
@@ -140,7 +145,9 @@ mod tests {
     fn names() {
         let owner = "0123456789abcdef";
         assert!(is_of(&name(owner, "89abcdef"), owner));
-        for other in ["firn-0123456789abcdef-89abcde", "firn-0123456789abcdef-89abcdeg", "firn-0123456789abcdee-89abcdef", "x"] {
+        for other in
+            ["firn-0123456789abcdef-89abcde", "firn-0123456789abcdef-89abcdeg", "firn-0123456789abcdee-89abcdef", "x"]
+        {
             assert!(!is_of(other, owner), "{other}");
         }
     }

@@ -76,7 +76,9 @@ pub fn redefine(xml: &str, fresh: &Fresh<'_>, random: &mut dyn FnMut(&mut [u8]) 
         match device.name.as_str() {
             "interface" => redefine_interface(device, random)?,
             "channel" if device.attribute("type") == Some("unix") => {
-                device.retain_elements(|element| element.name != "source" || element.attribute("mode") == Some("connect"));
+                device.retain_elements(|element| {
+                    element.name != "source" || element.attribute("mode") == Some("connect")
+                });
             }
             "tpm" => notes.push("its TPM starts empty: what was sealed by the old one cannot be opened".to_owned()),
             "hostdev" => notes.push("it wants a device of the host for itself, as the old domain does".to_owned()),
@@ -117,7 +119,8 @@ fn redefine_disks(
     random: &mut dyn FnMut(&mut [u8]) -> Result<()>,
     notes: &mut Vec<String>,
 ) -> Result<()> {
-    let target = |disk: &Element| disk.child("target").and_then(|target| target.attribute("dev")).unwrap_or_default().to_owned();
+    let target =
+        |disk: &Element| disk.child("target").and_then(|target| target.attribute("dev")).unwrap_or_default().to_owned();
     let restored = |disk: &Element| fresh.disks.iter().find(|(name, ..)| *name == target(disk));
     let is_medium = |disk: &Element| matches!(disk.attribute("device"), Some("cdrom" | "floppy"));
     devices.retain_elements(|device| {
@@ -144,7 +147,9 @@ fn redefine_disks(
         };
         found += 1;
         disk.set_attribute("type", "file");
-        disk.retain_elements(|element| !["backingStore", "mirror", "encryption", "auth"].contains(&element.name.as_str()));
+        disk.retain_elements(|element| {
+            !["backingStore", "mirror", "encryption", "auth"].contains(&element.name.as_str())
+        });
         let mut source = Element::new("source", &[("file", &file.to_string_lossy())]);
         match disk.child_mut("source") {
             Some(old) => std::mem::swap(old, &mut source),
@@ -186,7 +191,9 @@ fn redefine_interface(interface: &mut Element, random: &mut dyn FnMut(&mut [u8])
         source.remove_attribute("portid");
     }
     interface.retain_elements(|element| element.name != "target" || element.attribute("managed") == Some("no"));
-    for parameters in interface.elements_mut().filter(|element| element.name == "virtualport").flat_map(Element::elements_mut) {
+    for parameters in
+        interface.elements_mut().filter(|element| element.name == "virtualport").flat_map(Element::elements_mut)
+    {
         parameters.remove_attribute("interfaceid");
     }
     Ok(())
@@ -219,15 +226,115 @@ pub fn refuse_existing(connection: &str, name: &str) -> Result<()> {
     check_name(name)?;
     let names = Virsh::new(connection).run(&["list", "--all", "--name"], PATIENCE)?;
     if names.lines().any(|line| line.trim() == name) {
-        return Err(Error::new(ErrorKind::Exists, format!("there is a domain {name} already")).hint("choose another name"));
+        return Err(
+            Error::new(ErrorKind::Exists, format!("there is a domain {name} already")).hint("choose another name")
+        );
     }
     Ok(())
 }
 
-/// Makes the domain that the document in `file` describes known to libvirt at `connection`. It is not started.
+/// Makes the domain that the document `xml` describes known to libvirt at `connection`. It is not started.
 ///
 /// # Errors
 /// As [`Virsh::run`].
-pub fn define(connection: &str, file: &Path) -> Result<()> {
-    Virsh::new(connection).run(&["define", "--file", &file.to_string_lossy()], PATIENCE).map(drop)
+pub fn define(connection: &str, xml: &str) -> Result<()> {
+    Virsh::new(connection).run_with(&["define", "--file", "/dev/stdin"], xml.as_bytes(), PATIENCE).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: &str = "<domain type='kvm' id='3' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <name>web1</name>
+  <uuid>93a5c045-6457-2c09-e56c-927cdf34e178</uuid>
+  <genid>43dc0cf8-809b-4adb-9bea-a9abb5f3d90e</genid>
+  <metadata><x:y xmlns:x='urn:x'>kept &amp; whole</x:y></metadata>
+  <sysinfo type='smbios'><system><entry name='uuid'>93a5c045-6457-2c09-e56c-927cdf34e178</entry></system></sysinfo>
+  <os><type>hvm</type><loader>/l</loader><nvram template='/t'>/old/n.fd</nvram></os>
+  <devices>
+    <disk type='network' device='disk'>
+      <driver name='qemu' type='raw' cache='none'/>
+      <auth username='u'><secret type='ceph'/></auth>
+      <source protocol='rbd' name='p/web1' index='2'><host name='h'/></source>
+      <backingStore type='file'/>
+      <target dev='vda' bus='virtio'/>
+      <serial>ROOT</serial>
+      <wwn>5000c50015ea71ad</wwn>
+      <alias name='virtio-disk0'/>
+      <boot order='1'/>
+    </disk>
+    <disk type='file' device='disk'><source file='/shared.img'/><target dev='vdb'/></disk>
+    <disk type='file' device='cdrom'><source file='/i.iso' index='1'/><target dev='sda'/><readonly/></disk>
+    <interface type='bridge'><mac address='52:54:00:11:22:33'/><source bridge='br0' portid='p'/><target dev='vnet3'/></interface>
+    <channel type='unix'><source mode='bind' path='/c/web1'/><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+    <tpm model='tpm-crb'><backend type='emulator'/><alias name='ua-mine'/></tpm>
+  </devices>
+  <seclabel type='dynamic' model='dac'/>
+  <qemu:commandline><qemu:arg value='-x'/></qemu:commandline>
+</domain>";
+    const UUID: &str = "11111111-2222-4333-8444-555555555555";
+
+    fn fresh<'a>(disks: &'a [(String, PathBuf, &'static str)], new_ids: bool) -> Fresh<'a> {
+        Fresh { name: "web2 & co", uuid: UUID, disks, nvram: Some(Path::new("/new/nvram.fd")), new_ids }
+    }
+
+    fn redefined(xml: &str, new_ids: bool) -> Result<Redefined> {
+        let disks = [("vda".to_owned(), PathBuf::from("/new/v'da.raw"), "qcow2")];
+        redefine(xml, &fresh(&disks, new_ids), &mut |bytes| {
+            bytes.fill(0xAB);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_new_domain_shares_nothing_with_the_old_one() {
+        let new = redefined(OLD, false).unwrap();
+        let expected = format!(
+            "<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <name>web2 &amp; co</name>
+  <uuid>{UUID}</uuid>
+  <genid>abababab-abab-4bab-abab-abababababab</genid>
+  <metadata><x:y xmlns:x='urn:x'>kept &amp; whole</x:y></metadata>
+  <sysinfo type='smbios'><system><entry name='uuid'>{UUID}</entry></system></sysinfo>
+  <os><type>hvm</type><loader>/l</loader><nvram template='/t'>/new/nvram.fd</nvram></os>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2' cache='none'/>
+      <source file='/new/v&apos;da.raw'/>
+      <target dev='vda' bus='virtio'/>
+      <serial>ROOT</serial>
+      <wwn>5000c50015ea71ad</wwn>
+      <boot order='1'/>
+    </disk>
+    <disk type='file' device='cdrom'><source file='/i.iso' startupPolicy='optional'/><target dev='sda'/><readonly/></disk>
+    <interface type='bridge'><mac address='52:54:00:ab:ab:ab'/><source bridge='br0'/></interface>
+    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+    <tpm model='tpm-crb'><backend type='emulator'/><alias name='ua-mine'/></tpm>
+  </devices>
+  <qemu:commandline><qemu:arg value='-x'/></qemu:commandline>
+</domain>"
+        );
+        assert_eq!(new.xml, expected);
+        assert!(new.notes[0].contains("vdb") && new.notes[1].contains("TPM"), "{:?}", new.notes);
+        let ids = redefined(OLD, true).unwrap().xml;
+        assert!(
+            ids.contains("<serial>abababababababab</serial>") && ids.contains("<wwn>5bababababababab</wwn>"),
+            "{ids}"
+        );
+    }
+
+    #[test]
+    fn what_is_refused() {
+        for xml in ["", "<domainsnapshot/>", "<domain><name>x</name></domain>", "no"] {
+            assert_eq!(redefined(xml, false).unwrap_err().kind(), ErrorKind::Invalid, "{xml}");
+        }
+        assert_eq!(redefined("<domain><devices/></domain>", false).unwrap_err().kind(), ErrorKind::NotFound);
+        for name in ["", " a", "a/b", "a\nb"] {
+            let new = Fresh { name, ..fresh(&[], false) };
+            assert_eq!(redefine(OLD, &new, &mut |_| Ok(())).unwrap_err().kind(), ErrorKind::Invalid, "{name:?}");
+        }
+        let error = refuse_existing("qemu+ssh://host/system", "a").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+    }
 }

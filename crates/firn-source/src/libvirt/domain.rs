@@ -181,7 +181,10 @@ mod tests {
              <disk type='network' device='disk'><source protocol='rbd' name='p/i'/><target dev='vdd'/></disk>",
         );
         let domain = Domain::parse(&xml, &["vdd".to_owned()]).unwrap();
-        assert_eq!((domain.name.as_str(), domain.id.as_deref(), domain.owner), ("a & b", Some("7"), Some((64055, 107))));
+        assert_eq!(
+            (domain.name.as_str(), domain.id.as_deref(), domain.owner),
+            ("a & b", Some("7"), Some((64055, 107)))
+        );
         assert_eq!(domain.nvram.as_deref(), Some(std::path::Path::new("/var/n.fd")));
         assert!(domain.has_tpm && domain.has_agent);
         let disks: Vec<_> = domain.disks.iter().map(|disk| (disk.target.as_str(), disk.format.as_str())).collect();

@@ -40,7 +40,8 @@ impl Host {
         match self {
             Self::Local => {
                 let is_ours = owner.is_none_or(|(user, _)| geteuid().is_root() || user == geteuid().as_raw());
-                let base = base.map_or_else(|| if is_ours { runtime_folder() } else { std::env::temp_dir() }, Path::to_owned);
+                let base =
+                    base.map_or_else(|| if is_ours { runtime_folder() } else { std::env::temp_dir() }, Path::to_owned);
                 let folder = base.join(name);
                 make_private_folder(&folder)?;
                 share(&folder, owner).inspect_err(|_| drop(std::fs::remove_dir(&folder)))?;
@@ -203,7 +204,9 @@ fn remove_local(folder: &Path, names: &Names<'_>) -> Result<()> {
 
 fn free_here(folder: &Path) -> Result<u64> {
     let failed = |error: rustix::io::Errno| {
-        Error::from_io("look for free space in", error.into()).at_path(folder).hint("name another folder for scratch files")
+        Error::from_io("look for free space in", error.into())
+            .at_path(folder)
+            .hint("name another folder for scratch files")
     };
     let state = rustix::fs::statvfs(folder).map_err(failed)?;
     Ok(state.f_bavail.saturating_mul(state.f_frsize))
@@ -245,7 +248,8 @@ impl Forward {
     /// `Unavailable` when the other host cannot be logged in to in 30 s, with ssh's words.
     pub fn start(ssh: &Ssh, here: &Path, there: &Path, folders: &[PathBuf]) -> Result<Self> {
         let forward = format!("{}:{}", here.display(), there.display());
-        let mut command = command(ssh, &["-o", "ExitOnForwardFailure=yes", "-o", "StreamLocalBindUnlink=yes", "-L", &forward]);
+        let mut command =
+            command(ssh, &["-o", "ExitOnForwardFailure=yes", "-o", "StreamLocalBindUnlink=yes", "-L", &forward]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn().map_err(|error| Error::from_io("start ssh", error))?;
         let script = format!("export LC_ALL=C\nwhile {} && echo; do sleep 1; done\n", df(folders));
@@ -290,12 +294,7 @@ impl Drop for Forward {
 }
 
 /// Takes over each round of figures; a line without any ends it.
-fn listen(
-    output: impl BufRead,
-    count: usize,
-    told: &Mutex<Option<Vec<u64>>>,
-    first: &std::sync::mpsc::SyncSender<()>,
-) {
+fn listen(output: impl BufRead, count: usize, told: &Mutex<Option<Vec<u64>>>, first: &std::sync::mpsc::SyncSender<()>) {
     let mut round = Vec::new();
     for line in output.take(1 << 30).lines() {
         let Ok(line) = line else { break };
@@ -352,7 +351,9 @@ mod tests {
     fn leftovers_are_known_by_their_names() {
         let names = Names { owner: "0123456789abcdef", run: None, tag: "aa" };
         assert!(names.fits("firn-0123456789abcdef-01234567-aa-vda.qcow2"));
-        for other in ["firn-0123456789abcdef-01234567-bb-vda", "firn-0123456789abcdee-01234567-aa", "firn-0123456789abcdef"] {
+        for other in
+            ["firn-0123456789abcdef-01234567-bb-vda", "firn-0123456789abcdee-01234567-aa", "firn-0123456789abcdef"]
+        {
             assert!(!names.fits(other), "{other}");
         }
         assert!(!Names { run: Some("01234568"), ..names }.fits("firn-0123456789abcdef-01234567-aa-vda.qcow2"));

@@ -63,12 +63,12 @@ impl Location {
             return Err(invalid("this names no libvirt domain"));
         };
         let domain = decode(domain).filter(|domain| is_text(domain)).ok_or_else(|| invalid("the domain is missing"))?;
-        let mut location =
-            Self { connection: String::new(), domain, skip: Vec::new(), socket_folder: None, ssh: None };
+        let mut location = Self { connection: String::new(), domain, skip: Vec::new(), socket_folder: None, ssh: None };
         let mut named = connection;
         for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
             let (key, value) = parameter.split_once('=').ok_or_else(|| invalid("a parameter has no value"))?;
-            let value = decode(value).filter(|value| is_text(value)).ok_or_else(|| invalid("a parameter has no value"))?;
+            let value =
+                decode(value).filter(|value| is_text(value)).ok_or_else(|| invalid("a parameter has no value"))?;
             match key {
                 "connect" if named.is_none() => named = Some(value),
                 "connect" => return Err(invalid("the connection is named twice")),
@@ -129,7 +129,8 @@ pub fn way_to(connection: &str) -> Result<Option<Ssh>> {
     if destination.starts_with('-') {
         return Err(refuse("names no host"));
     }
-    let mut ssh = Ssh { command: "ssh".to_owned(), destination: destination.replace(['[', ']'], ""), options: Vec::new() };
+    let mut ssh =
+        Ssh { command: "ssh".to_owned(), destination: destination.replace(['[', ']'], ""), options: Vec::new() };
     ssh.options.extend(["-o".to_owned(), "BatchMode=yes".to_owned()]);
     if let Some(port) = port {
         ssh.options.extend(["-p".to_owned(), port.to_owned()]);
@@ -201,7 +202,10 @@ mod tests {
         let session = parse("libvirt://a?connect=qemu:///session%3Fsocket%3D/s").unwrap();
         assert_eq!(session.connection, "qemu:///session?socket=/s");
         assert_eq!(parse(&session.uri()).unwrap(), session);
-        assert_eq!(Location::parse("libvirt://a", "qemu:///session").unwrap().uri(), "libvirt://a?connect=qemu:///session");
+        assert_eq!(
+            Location::parse("libvirt://a", "qemu:///session").unwrap().uri(),
+            "libvirt://a?connect=qemu:///session"
+        );
     }
 
     #[test]
@@ -218,12 +222,15 @@ mod tests {
 
     #[test]
     fn what_is_refused() {
-        let invalid = ["libvirt://", "libvirt+ssh://host", "libvirt+ssh:///a", "libvirt://a?x=1", "libvirt://a?connect="];
+        let invalid =
+            ["libvirt://", "libvirt+ssh://host", "libvirt+ssh:///a", "libvirt://a?x=1", "libvirt://a?connect="];
         let more = ["libvirt://%FF", "libvirt://%4", "libvirt+ssh://h/a?connect=qemu:///system", "libvirt://a%0A"];
         for uri in invalid.iter().chain(&more).chain(&["libvirt://a?socket-folder=x"]) {
             assert_eq!(parse(uri).unwrap_err().kind(), ErrorKind::Invalid, "{uri}");
         }
-        for connection in ["xen:///", "test:///default", "qemu+tls://h/system", "qemu://h/system", "qemu", "qemu+ssh://-oX/"] {
+        for connection in
+            ["xen:///", "test:///default", "qemu+tls://h/system", "qemu://h/system", "qemu", "qemu+ssh://-oX/"]
+        {
             assert_eq!(way_to(connection).unwrap_err().kind(), ErrorKind::Unsupported, "{connection}");
         }
     }

@@ -118,11 +118,13 @@ impl Look {
     pub fn lengths(&self, virsh: &Virsh) -> Result<Vec<u64>> {
         let text = virsh.run(&["domblkinfo", "--domain", &self.domain.uuid, "--all"], PATIENCE)?;
         let length = |disk: &DomainDisk| {
-            let line = text.lines().map(str::split_whitespace).find_map(|mut fields| {
-                (fields.next()? == disk.target).then_some(fields.next()?.parse::<u64>())
-            });
-            line.and_then(std::result::Result::ok)
-                .ok_or_else(|| Error::new(ErrorKind::Io, format!("virsh domblkinfo tells no length of {}", disk.target)))
+            let line = text
+                .lines()
+                .map(str::split_whitespace)
+                .find_map(|mut fields| (fields.next()? == disk.target).then_some(fields.next()?.parse::<u64>()));
+            line.and_then(std::result::Result::ok).ok_or_else(|| {
+                Error::new(ErrorKind::Io, format!("virsh domblkinfo tells no length of {}", disk.target))
+            })
         };
         self.domain.disks.iter().map(length).collect()
     }
@@ -155,7 +157,13 @@ impl Look {
     ///
     /// # Errors
     /// As [`Virsh::run`] and opening the images.
-    pub fn plan_files(&mut self, virsh: &Virsh, host: &Host, request: &Request, files: &mut [FileSource]) -> Result<Plan> {
+    pub fn plan_files(
+        &mut self,
+        virsh: &Virsh,
+        host: &Host,
+        request: &Request,
+        files: &mut [FileSource],
+    ) -> Result<Plan> {
         self.find_bases(virsh, request, None)?;
         let mut plan = Plan { steps: self.first_steps(), ..Plan::default() };
         for file in files {

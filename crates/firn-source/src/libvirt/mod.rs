@@ -47,7 +47,7 @@ mod virsh;
 mod watch;
 mod xml;
 
-pub use define::{Fresh, Redefined, define, refuse_existing, redefine};
+pub use define::{Fresh, Redefined, define, redefine, refuse_existing};
 pub use guest::{LibvirtGuest, thaw};
 pub use virsh::Virsh;
 
@@ -125,7 +125,8 @@ impl LibvirtSource {
     /// The images of a domain that is shut off, in the order of its disks.
     fn files(&self, look: &Look) -> Result<Vec<FileSource>> {
         if let Host::Remote(ssh) = &self.host {
-            let what = format!("the domain {} is shut off, and its images lie on {}", look.domain.name, ssh.destination);
+            let what =
+                format!("the domain {} is shut off, and its images lie on {}", look.domain.name, ssh.destination);
             return Err(Error::unsupported(what).hint("start it, or run firn on that host"));
         }
         let file = |disk: &domain::DomainDisk| {

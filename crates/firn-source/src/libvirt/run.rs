@@ -112,8 +112,7 @@ fn delete_checkpoints(virsh: &Virsh, look: &Look, names: &Names<'_>, is_meant: i
         return Ok(());
     }
     let folder = TemporaryFolder::make(names)?;
-    let checkpoints =
-        Checkpoints { virsh, domain: &look.domain, definition: &look.definition, folder: &folder.0 };
+    let checkpoints = Checkpoints { virsh, domain: &look.domain, definition: &look.definition, folder: &folder.0 };
     meant.into_iter().try_for_each(|name| checkpoints.delete(name))
 }
 
@@ -199,8 +198,7 @@ impl Run {
 
     fn prepare_rest(&mut self, name: &str) -> Result<()> {
         self.find_bases()?;
-        self.socket_folder =
-            self.host.make_socket_folder(self.socket_base.as_deref(), name, self.domain.owner)?;
+        self.socket_folder = self.host.make_socket_folder(self.socket_base.as_deref(), name, self.domain.owner)?;
         if let Host::Remote(ssh) = &self.host {
             let here = self.folder.join("nbd.sock");
             self.forward = Some(Forward::start(ssh, &here, &self.socket(), &self.scratch_folders)?);
@@ -244,7 +242,9 @@ impl Run {
             let scratch = scratch_folder(disk, &self.request).join(file).to_string_lossy().into_owned();
             let (base, why_all) = match base {
                 Base::Since(name, _) => (Some(name), None),
-                Base::Forgotten(name) => (None, Some(format!("libvirt lost the checkpoint {name}, and QEMU its bitmap"))),
+                Base::Forgotten(name) => {
+                    (None, Some(format!("libvirt lost the checkpoint {name}, and QEMU its bitmap")))
+                }
                 Base::None(reason) => (None, Some(reason)),
             };
             self.disks.push(JobDisk { target: disk.target.clone(), scratch, base, has_bitmap: disk.has_bitmaps() });
@@ -254,12 +254,7 @@ impl Run {
     }
 
     fn checkpoints(&self) -> Checkpoints<'_> {
-        Checkpoints {
-            virsh: &self.virsh,
-            domain: &self.domain,
-            definition: &self.definition,
-            folder: &self.folder,
-        }
+        Checkpoints { virsh: &self.virsh, domain: &self.domain, definition: &self.definition, folder: &self.folder }
     }
 
     fn names(&self) -> Names<'_> {
@@ -355,7 +350,10 @@ impl Run {
             // A server that came back would be another job's.
             let options = firn_nbd::Options { reconnect: 0, contexts: wanted, ..firn_nbd::Options::default() };
             let export = firn_nbd::open(&firn_nbd::Uri::unix(&socket, &disk.target), &options).map_err(|error| {
-                let hint = format!("{} has to be open to the user who runs firn, on the domain's host", self.socket_folder.display());
+                let hint = format!(
+                    "{} has to be open to the user who runs firn, on the domain's host",
+                    self.socket_folder.display()
+                );
                 error.hint(hint)
             })?;
             let changed = match &disk.base {
@@ -391,8 +389,11 @@ impl Run {
         let found = job::socket(&self.virsh, &self.domain.uuid);
         // A domain that ended takes its job with it, and a transient one is gone.
         if found? != Some(ours.to_string_lossy().into_owned()) {
-            return self.check_room().and(Err(Error::new(ErrorKind::Unavailable, "the backup job has ended too early")
-                .hint("did the domain end, or somebody end the job?")));
+            return self.check_room().and(Err(Error::new(
+                ErrorKind::Unavailable,
+                "the backup job has ended too early",
+            )
+            .hint("did the domain end, or somebody end the job?")));
         }
         self.disks.iter().try_for_each(|disk| job::check_disk(&self.virsh, &self.domain.uuid, &disk.target))?;
         self.check_room()
@@ -400,8 +401,11 @@ impl Run {
 
     fn check_room(&self) -> Result<()> {
         match self.watch.as_ref().and_then(Watch::trouble) {
-            Some(words) => Err(Error::new(ErrorKind::Unavailable, format!("{words}, so the backup was ended for the guest's sake"))
-                .hint("free some space there, or name another folder for scratch files")),
+            Some(words) => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("{words}, so the backup was ended for the guest's sake"),
+            )
+            .hint("free some space there, or name another folder for scratch files")),
             None => Ok(()),
         }
     }
@@ -444,8 +448,9 @@ impl Run {
             Outcome::Published => *name != ours || !self.has_checkpoint,
             Outcome::Failed => *name == ours,
         };
-        let settled = Checkpoints::list(&self.virsh, &self.domain, &self.request.owner)
-            .and_then(|names| names.iter().filter(|name| is_meant(name)).try_for_each(|name| self.checkpoints().delete(name)));
+        let settled = Checkpoints::list(&self.virsh, &self.domain, &self.request.owner).and_then(|names| {
+            names.iter().filter(|name| is_meant(name)).try_for_each(|name| self.checkpoints().delete(name))
+        });
         match settled {
             // The next run that finds it running does it.
             Err(error) if is_gone(&error) => Ok(()),
@@ -468,8 +473,10 @@ fn end_dead_job(virsh: &Virsh, domain: &Domain, names: &Names<'_>, last: Option<
     match run_of(&socket, names) {
         Some(run) if last == Some(run) => job::end(virsh, &domain.uuid, &socket),
         Some(run) => {
-            let what = format!("run {run} of firn takes a snapshot of this domain, from another host or as another user");
-            Err(Error::new(ErrorKind::Unavailable, what).hint("if that one is dead, end its job by `virsh domjobabort`"))
+            let what =
+                format!("run {run} of firn takes a snapshot of this domain, from another host or as another user");
+            Err(Error::new(ErrorKind::Unavailable, what)
+                .hint("if that one is dead, end its job by `virsh domjobabort`"))
         }
         None => Err(Error::new(ErrorKind::Unavailable, "another backup of this domain is running")
             .hint("wait for its end; `virsh backup-dumpxml` shows it")),

@@ -44,10 +44,18 @@ impl Virsh {
     /// `NotFound` without virsh or the domain, `Denied` when libvirt lets nobody in, `Unavailable` when it cannot be
     /// reached, is busy, or does not answer in time, `Unsupported`; `Io` with its words for all else.
     pub fn run(&self, arguments: &[&str], timeout: Duration) -> Result<String> {
+        self.run_with(arguments, b"", timeout)
+    }
+
+    /// As [`run`](Self::run), with `input` to be read as `/dev/stdin`.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_with(&self, arguments: &[&str], input: &[u8], timeout: Duration) -> Result<String> {
         let mut command = Command::new(&self.program);
-        command.args(["--quiet", "--connect", &self.connection]).args(arguments);
+        command.args(["--connect", &self.connection]).args(arguments);
         command.env("LC_ALL", "C").env_remove("LANGUAGE");
-        let finished = process::run(&mut command, b"", timeout).map_err(|error| {
+        let finished = process::run(&mut command, input, timeout).map_err(|error| {
             if error.kind() == ErrorKind::NotFound {
                 return Error::not_found("there is no virsh here").hint("install libvirt's clients (libvirt-clients)");
             }

@@ -225,7 +225,8 @@ mod tests {
 
     #[test]
     fn a_document_is_written_as_it_was_read() {
-        let text = "<a x='1' q:y='&lt;&apos;&amp;'>\n  <!-- c <b> -->\n  <b/>t&amp;u<![CDATA[<z>]]>\n  <q:c>&#65;</q:c>\n</a>";
+        let text =
+            "<a x='1' q:y='&lt;&apos;&amp;'>\n  <!-- c <b> -->\n  <b/>t&amp;u<![CDATA[<z>]]>\n  <q:c>&#65;</q:c>\n</a>";
         let root = Element::parse(&format!("<?xml version='1.0'?>\n<!-- x -->{text}\n")).unwrap();
         assert_eq!(root.write(), text);
         assert_eq!(root.attribute("q:y"), Some("<'&"));

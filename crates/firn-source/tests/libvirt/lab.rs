@@ -77,7 +77,8 @@ impl Lab {
         }
         // What libvirt finds out about QEMU takes seconds, so the tests share it.
         let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("libvirt-cache");
-        let started = Command::new(script()).arg("start").arg(folder.path().join("d")).env("CACHE", &cache).output().unwrap();
+        let started =
+            Command::new(script()).arg("start").arg(folder.path().join("d")).env("CACHE", &cache).output().unwrap();
         assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
         let connection = String::from_utf8(started.stdout).unwrap().trim().to_owned();
         static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -150,7 +151,16 @@ impl Lab {
     }
 
     pub fn wait(&self, what: &str, is_done: impl Fn() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        Self::wait_for(what, Duration::from_secs(60), is_done);
+    }
+
+    /// For a guest without KVM that boots beside others.
+    pub fn wait_long(&self, what: &str, is_done: impl Fn() -> bool) {
+        Self::wait_for(what, Duration::from_secs(300), is_done);
+    }
+
+    fn wait_for(what: &str, patience: Duration, is_done: impl Fn() -> bool) {
+        let deadline = Instant::now() + patience;
         while !is_done() {
             assert!(Instant::now() < deadline, "waited for {what}");
             std::thread::sleep(Duration::from_millis(50));
@@ -189,7 +199,8 @@ impl Lab {
     pub fn leftovers(&self) -> Vec<String> {
         let of_owner = format!("firn-{}", self.owner);
         let folders = [self.scratch.clone(), "/run".into(), std::env::temp_dir()];
-        let names = folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap()).map(|entry| entry.unwrap().path());
+        let names =
+            folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap()).map(|entry| entry.unwrap().path());
         names
             .map(|path| path.to_string_lossy().into_owned())
             .filter(|path| path.contains(&of_owner) && !path.ends_with(".lock"))

@@ -2,7 +2,8 @@
 //!
 //! Most domains have no operating system: their disks are written through QEMU's monitor (`qemu-io`), so that what is on
 //! them at each moment is known.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::single_range_in_vec_init, reason = "a list of ranges is meant")]
 
 mod faults;
 mod guest;

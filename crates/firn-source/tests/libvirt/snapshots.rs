@@ -127,7 +127,9 @@ fn names_and_numbers() {
     lab.boot();
     let open = |domain: &str| {
         let uri = lab.uri().replace("lab?", &format!("{domain}?"));
-        firn_source::open(&uri, &firn_source::SourceOptions::default()).unwrap().plan(&lab.request(1, &Taken::default()))
+        firn_source::open(&uri, &firn_source::SourceOptions::default())
+            .unwrap()
+            .plan(&lab.request(1, &Taken::default()))
     };
     assert_eq!(open("93a5c045-6457-2c09-e56c-927cdf34e178").unwrap().disks.len(), 3);
     // Its number in libvirt is another one after each start.

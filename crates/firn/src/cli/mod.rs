@@ -5,6 +5,7 @@
 mod cat;
 mod context;
 mod cp;
+mod define;
 mod forget;
 mod hash;
 mod init;

@@ -1,7 +1,7 @@
 //! `firn restore`: disks out of the pool, or out of an image, as image files.
 
 use super::context::Context;
-
+use super::define::{DefineArgs, Definition};
 use super::output;
 use super::progress::{Status, Watch};
 use super::snapshots::parse_address;
@@ -56,6 +56,8 @@ pub struct RestoreArgs {
     /// Read an image even while a running QEMU writes to it: old and new may be mixed
     #[arg(long)]
     torn: bool,
+    #[command(flatten)]
+    define: DefineArgs,
 }
 
 /// A format to write, with the extension that files of it get in a folder.
@@ -120,6 +122,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Result<ExitCode> {
     if !args.disk.is_empty() {
         found.disks = choose(found.disks, &args.disk)?;
     }
+    let definition = definition(args, &found)?;
     let total = found.disks.iter().map(|(_, disk)| disk.len()).sum();
     let done = AtomicU64::new(0);
     let written = std::thread::scope(|scope| {
@@ -127,10 +130,28 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Result<ExitCode> {
         let _watch = Watch::start(scope, context, "restore", status);
         write_all(context, args, &found, &done)
     })?;
+    if let Some(definition) = &definition {
+        definition.define(context)?;
+    }
     if !to_stdout(args) {
-        report(context, &written)?;
+        report(context, &written, definition.as_ref())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What `--define` will tell libvirt, with everything checked that can be before anything is written.
+fn definition(args: &RestoreArgs, found: &Found) -> Result<Option<Definition>> {
+    let Some(name) = args.define.name() else { return Ok(None) };
+    if to_stdout(args) {
+        return Err(Error::invalid("a domain needs its disks as files").hint("name a folder for them"));
+    }
+    let format = match args.format.map_or("raw", |format| format.extension) {
+        "raw" => "raw",
+        "qcow2" => "qcow2",
+        _ => return Err(Error::invalid("a domain is given raw or qcow2 disks").hint("choose one of them by --format")),
+    };
+    let disks: Vec<_> = found.disks.iter().map(|(disk, _)| (disk.clone(), format)).collect();
+    Definition::prepare(&args.define, name, &args.out, &disks, &found.attachments).map(Some)
 }
 
 fn to_stdout(args: &RestoreArgs) -> bool {
@@ -192,7 +213,7 @@ fn choose(disks: Vec<(String, SharedDisk)>, names: &[String]) -> Result<Vec<(Str
 }
 
 fn write_all(context: &Context, args: &RestoreArgs, found: &Found, done: &AtomicU64) -> Result<Vec<Written>> {
-    if let [(name, disk)] = found.disks.as_slice() {
+    if let ([(name, disk)], None) = (found.disks.as_slice(), args.define.name()) {
         return write_one(context, args, name, disk, done).map(|written| vec![written]);
     }
     if to_stdout(args) {
@@ -442,7 +463,7 @@ fn write_device(
     Ok(Written { disk: Some(name.to_owned()), path: path.clone(), length: disk.len(), stored, padding: 0 })
 }
 
-fn report(context: &Context, written: &[Written]) -> Result<()> {
+fn report(context: &Context, written: &[Written], definition: Option<&Definition>) -> Result<()> {
     if context.json {
         let disk = |file: &Written| {
             file.disk.as_ref().map(|disk| {
@@ -458,7 +479,11 @@ fn report(context: &Context, written: &[Written]) -> Result<()> {
         let config: Vec<_> =
             written.iter().filter(|file| file.disk.is_none()).map(|file| file.path.to_string_lossy()).collect();
         let disks: Vec<_> = written.iter().filter_map(disk).collect();
-        return output::json(&serde_json::json!({ "disks": disks, "config": config }));
+        let mut document = serde_json::json!({ "disks": disks, "config": config });
+        if let Some(definition) = definition {
+            document["defined"] = definition.json();
+        }
+        return output::json(&document);
     }
     for Written { disk, path, length, stored, padding } in written {
         let path = output::plain(&path.to_string_lossy());
@@ -474,5 +499,5 @@ fn report(context: &Context, written: &[Written]) -> Result<()> {
             output::size(*stored)
         ))?;
     }
-    Ok(())
+    definition.map_or(Ok(()), |definition| output::line(&definition.to_string()))
 }
