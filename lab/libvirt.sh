@@ -20,7 +20,9 @@ base=$PWD
 case "$1" in
   start) ;;
   stop)
-    for pid in $(cat qemu/*.pid libvirtd.pid 2>/dev/null); do
+    # The daemon first, or it would see its domains crash. None of these files ends its line.
+    for file in libvirtd.pid qemu/*.pid; do
+      pid=$(cat "$file" 2>/dev/null) || continue
       kill -9 "$pid" 2>/dev/null || true
     done
     exit 0

@@ -13,7 +13,7 @@ fn a_bitmap_that_a_crash_lost_costs_one_full_read() {
     lab.write(0, 1, 0..MIB);
     // It was never written into the image.
     lab.kill_qemu();
-    lab.virsh(&["start", "lab"]);
+    lab.power_on();
     let second = lab.snap(2, &first, |frozen| {
         assert!(why_all(&frozen[0]).contains("lost or inconsistent"));
         assert_eq!(byte(&frozen[0], 0..MIB), 1);
@@ -21,10 +21,10 @@ fn a_bitmap_that_a_crash_lost_costs_one_full_read() {
     assert_eq!(lab.checkpoints(), [lab.checkpoint(2)]);
     // It was written by an orderly end, and then marked as in use when the next one died.
     lab.virsh(&["destroy", "lab", "--graceful"]);
-    lab.virsh(&["start", "lab"]);
+    lab.power_on();
     lab.write(0, 2, 0..MIB);
     lab.kill_qemu();
-    lab.virsh(&["start", "lab"]);
+    lab.power_on();
     let third = lab.snap(3, &second, |frozen| {
         assert!(why_all(&frozen[0]).contains("lost or inconsistent"));
         assert_eq!(byte(&frozen[0], 0..MIB), 2);
@@ -54,7 +54,7 @@ fn a_checkpoint_that_libvirt_forgot_is_told_again() {
     lab.virsh(&["undefine", "lab", "--checkpoints-metadata"]);
     let image = lab.path("b.qcow2");
     succeed(Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&image).arg("32M"));
-    lab.virsh(&["create", &lab.path("lab.xml").to_string_lossy()]);
+    lab.virsh(&["create", &lab.path("lab.xml").to_string_lossy(), "--paused"]);
     lab.write(0, 2, MIB..MIB + 65536);
     let third = lab.snap(3, &second, |frozen| {
         assert_eq!(since(&frozen[0]), [MIB..MIB + 65536]);
@@ -62,7 +62,7 @@ fn a_checkpoint_that_libvirt_forgot_is_told_again() {
     });
     // That was a transient domain, which takes its checkpoints with it, though not the bitmaps.
     lab.virsh(&["destroy", "lab", "--graceful"]);
-    lab.virsh(&["create", &lab.path("lab.xml").to_string_lossy()]);
+    lab.virsh(&["create", &lab.path("lab.xml").to_string_lossy(), "--paused"]);
     assert_eq!(lab.checkpoints(), Vec::<String>::new());
     lab.write(1, 3, 0..65536);
     lab.snap(4, &third, |frozen| {
@@ -197,7 +197,7 @@ fn a_job_that_ends_too_early_is_noticed() {
     assert_eq!(source.check().unwrap_err().kind(), ErrorKind::Unavailable);
     source.finish(Outcome::Failed).unwrap();
     assert_eq!(lab.leftovers(), Vec::<String>::new());
-    lab.virsh(&["start", "lab"]);
+    lab.power_on();
     lab.snap(4, &first, |frozen| assert!(why_all(&frozen[0]).contains("lost or inconsistent")));
     assert_eq!(lab.checkpoints(), [lab.checkpoint(4)]);
 }
@@ -215,7 +215,7 @@ fn a_domain_that_changes_after_the_plan_is_refused() {
     // An image of version 2 keeps no bitmaps; it is read whole all the same.
     let image = lab.path("a.qcow2");
     succeed(Command::new("qemu-img").args(["create", "-q", "-f", "qcow2", "-o", "compat=0.10"]).arg(&image).arg("64M"));
-    lab.virsh(&["start", "lab"]);
+    lab.power_on();
     let first = lab.snap(2, &Taken::default(), |frozen| assert!(frozen.iter().all(|disk| disk.generation.is_none())));
     lab.snap(3, &first, |frozen| assert!(why_all(&frozen[0]).contains("left no checkpoint")));
     assert_eq!(lab.checkpoints(), Vec::<String>::new());

@@ -129,7 +129,12 @@ impl Lab {
         let file = self.path("lab.xml");
         std::fs::write(&file, self.domain_xml("")).unwrap();
         self.virsh(&["define", &file.to_string_lossy()]);
-        self.virsh(&["start", "lab"]);
+        self.power_on();
+    }
+
+    /// Starts it, with its processors halted: firmware that finds nothing to boot would only burn the host's.
+    pub fn power_on(&self) {
+        self.virsh(&["start", "lab", "--paused"]);
     }
 
     /// Writes a byte over a range of a disk, as the guest would. Whether it could is seen by reading it.

@@ -85,7 +85,7 @@ fn a_domain_that_is_shut_off_is_taken_from_its_files() {
         start.args(["-c", &lab.connection, "start", "lab"]);
         assert!(!start.output().unwrap().status.success());
     });
-    lab.virsh(&["start", "lab"]);
+    lab.power_on();
     lab.write(0, 2, MIB..MIB + 65536);
     lab.snap(3, &second, |frozen| {
         assert_eq!(since(&frozen[0]), [0..65536, MIB..MIB + 65536]);

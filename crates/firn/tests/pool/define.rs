@@ -69,12 +69,12 @@ fn a_restored_machine_runs_beside_the_old_one() {
     libvirt.virsh(&["define", firn.path("old.xml").to_str().unwrap()]);
     firn.write("domain.xml", libvirt.virsh(&["dumpxml", "web1", "--inactive"]));
     firn.ok("snap web1 a.raw b.raw --config domain.xml");
-    libvirt.virsh(&["start", "web1"]);
+    libvirt.virsh(&["start", "web1", "--paused"]);
 
     let connection = &libvirt.connection;
     let made = firn.json(&format!("restore web1 out --format qcow2 --define web2 --connect {connection}"));
     assert_eq!(made["defined"]["name"], "web2");
-    libvirt.virsh(&["start", "web2"]);
+    libvirt.virsh(&["start", "web2", "--paused"]);
     for (file, image) in [("a.raw", "out/vda.qcow2"), ("b.raw", "out/vdb.qcow2")] {
         tool(firn.folder(), "qemu-img", &["compare", "-U", "-q", "-f", "raw", "-F", "qcow2", file, image]);
     }
