@@ -1,5 +1,5 @@
 #!/bin/bash
-# setup-qemu.sh: qemu-system-x86 and the tools with which the lab makes guests and layered images. Run as root.
+# setup-qemu.sh: qemu-system-x86, libvirt, and the tools with which the lab makes guests and layered images. Run as root.
 #
 # qemu-system must be of the same version as qemu-utils. Where qemu-utils comes from the backports suite (as on
 # some Debian 12 machines), that suite is read from a list of its own and only QEMU is taken from it; the system's
@@ -9,13 +9,15 @@ set -euo pipefail
 . "$(dirname "$0")/../tools/mirror.sh"
 
 tools="libnbd-bin nbdkit socat mmdebstrap lvm2 mdadm cryptsetup-bin ntfs-3g dosfstools xfsprogs btrfs-progs gdisk fdisk python3"
+# With an sshd and nc for libvirt on another host.
+libvirt="libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients openssh-server openssh-client netcat-openbsd"
 qemu="qemu-utils qemu-system-x86 qemu-system-common qemu-system-data"
 
 if ! command -v apt-get >/dev/null; then
-  echo "setup-qemu.sh: this is not Debian or Ubuntu; install the like of: $qemu $tools" >&2
+  echo "setup-qemu.sh: this is not Debian or Ubuntu; install the like of: $qemu $libvirt $tools" >&2
   exit 1
 fi
-echo "To be installed: $qemu $tools" >&2
+echo "To be installed: $qemu $libvirt $tools" >&2
 ask "Install them now?" || exit 1
 
 installed=$(dpkg-query -W -f '${Version}' qemu-utils 2>/dev/null || true)
@@ -23,7 +25,7 @@ as_root apt-get -q -o DPkg::Lock::Timeout=600 update >&2
 if [ -z "$installed" ] || apt-cache madison qemu-system-x86 | grep -qF " $installed "; then
   # shellcheck disable=SC2086 # lists of names
   as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=600 \
-    install -y --no-install-recommends $qemu $tools >&2
+    install -y --no-install-recommends $qemu $libvirt $tools >&2
   exit 0
 fi
 
@@ -45,6 +47,13 @@ as_root apt-get "${with_backports[@]}" update >&2
 versioned=""
 for package in $qemu; do
   versioned="$versioned $package=$installed"
+done
+# libvirt of the same suite, with the parts of it that it insists on.
+for package in $libvirt libvirt0 libvirt-common libvirt-daemon-common libvirt-daemon-log; do
+  case "$package" in
+    libvirt*) versioned="$versioned $package/$suite" ;;
+    *) versioned="$versioned $package" ;;
+  esac
 done
 # shellcheck disable=SC2086 # lists of names
 as_root env DEBIAN_FRONTEND=noninteractive apt-get "${with_backports[@]}" \

@@ -16,6 +16,7 @@ mod copy;
 mod discover;
 mod file;
 mod in_use;
+pub mod libvirt;
 pub mod nas;
 mod nbd;
 pub mod process;

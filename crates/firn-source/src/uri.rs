@@ -8,6 +8,7 @@
 use crate::btrfs::BtrfsSource;
 use crate::command::CommandSource;
 use crate::file::{FileOptions, FileSource};
+use crate::libvirt::LibvirtSource;
 use crate::nas::NasSource;
 use crate::nbd::NbdSource;
 use crate::qemu::QemuSource;
@@ -37,6 +38,7 @@ pub fn open(uri: &str, options: &SourceOptions) -> Result<Box<dyn Source>> {
             Ok(Box::new(NbdSource::new(uri.to_owned(), options.name.clone(), options.file.image.torn)))
         }
         "qemu" => Ok(Box::new(QemuSource::new(uri, options.file.clone())?)),
+        "libvirt" | "libvirt+ssh" => Ok(Box::new(LibvirtSource::new(uri, options.file.clone())?)),
         "file" => {
             let path = uri.strip_prefix("file:").unwrap_or(uri);
             let path = path.strip_prefix("//").filter(|path| path.starts_with('/')).unwrap_or(path);

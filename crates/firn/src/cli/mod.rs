@@ -5,6 +5,7 @@
 mod cat;
 mod context;
 mod cp;
+mod define;
 mod doctor;
 mod forget;
 mod hash;
@@ -23,6 +24,7 @@ pub mod output;
 mod pool;
 mod progress;
 mod restore;
+mod restored;
 mod snap;
 mod snapshots;
 mod source;

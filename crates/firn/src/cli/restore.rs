@@ -1,11 +1,12 @@
 //! `firn restore`: disks out of the pool, or out of an image, as image files.
 
 use super::context::Context;
-use super::in_place;
-use super::output;
+use super::define::{DefineArgs, Definition};
 use super::progress::{Status, Watch};
+use super::restored::{self, DamagedDisk, Restored, Written};
 use super::snapshots::parse_address;
 use super::source::Source;
+use super::{in_place, output};
 use crate::address::Address;
 use crate::copy::{Piece, Salvage, for_each_piece};
 use crate::machine::Machine;
@@ -16,7 +17,6 @@ use firn_format::image::{self, ClusterCompression, Destination, ImageFormat, Wri
 use firn_pool::{Attachment, Entropy, SystemEntropy};
 use std::ffi::OsString;
 use std::io::Write;
-use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -63,10 +63,9 @@ pub struct RestoreArgs {
     /// Read an image even while a running QEMU writes to it: old and new may be mixed
     #[arg(long)]
     torn: bool,
+    #[command(flatten)]
+    define: DefineArgs,
 }
-
-/// So many damaged ranges are told on stderr.
-const MOST_RANGES: usize = 20;
 
 /// A format to write, with the extension that files of it get in a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,16 +103,6 @@ struct Found {
     salvaged: Vec<(String, Arc<Salvage>)>,
 }
 
-/// A file or device that was written, for the report.
-struct Written {
-    /// The disk's name; none for a file that was kept with the snapshot.
-    disk: Option<String>,
-    path: PathBuf,
-    length: u64,
-    stored: u64,
-    padding: u64,
-}
-
 /// Runs it.
 ///
 /// # Errors
@@ -132,6 +121,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Result<ExitCode> {
     if !args.disk.is_empty() {
         found.disks = choose(found.disks, &args.disk)?;
     }
+    let definition = definition(args, &found)?;
     let total = found.disks.iter().map(|(_, disk)| disk.len()).sum();
     let done = AtomicU64::new(0);
     let written = std::thread::scope(|scope| {
@@ -140,37 +130,40 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Result<ExitCode> {
         write_all(context, args, &found, &done)
     })?;
     let damaged = damage(&found);
-    if !to_stdout(args) {
-        report(context, &written, args.in_place, &damaged)?;
+    if let Some(definition) = definition.as_ref().filter(|_| damaged.is_empty()) {
+        definition.define(context)?;
     }
-    for (name, ranges, error) in &damaged {
-        tell_damage(name, ranges, error);
+    if !to_stdout(args) {
+        let definition = definition.as_ref().filter(|_| damaged.is_empty());
+        let restored = Restored { written: &written, in_place: args.in_place, damaged: &damaged, definition };
+        restored::report(context, &restored)?;
+    }
+    damaged.iter().for_each(restored::tell_damage);
+    if definition.is_some() && !damaged.is_empty() {
+        eprintln!("firn: the machine was not defined, since its disks are not whole");
     }
     Ok(if damaged.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(3) })
 }
 
-/// A disk with the ranges of it that read as zeros, and the first reason.
-type DamagedDisk<'a> = (&'a str, Vec<Range<u64>>, Error);
-
-fn damage(found: &Found) -> Vec<DamagedDisk<'_>> {
-    let damaged = found.salvaged.iter().map(|(name, disk)| (name.as_str(), disk.damage()));
-    damaged.filter_map(|(name, damage)| damage.map(|(ranges, error)| (name, ranges, error))).collect()
+fn damage(found: &Found) -> Vec<DamagedDisk> {
+    let damaged = found.salvaged.iter().map(|(name, disk)| (name.clone(), disk.damage()));
+    let known = damaged.filter_map(|(name, damage)| damage.map(|(ranges, first)| DamagedDisk { name, ranges, first }));
+    known.collect()
 }
 
-fn tell_damage(name: &str, ranges: &[Range<u64>], error: &Error) {
-    let lost = ranges.iter().map(|range| range.end - range.start).sum();
-    let count = output::count(ranges.len() as u64, "range");
-    eprintln!("firn: {name}: {} in {count} are damaged in the pool and were written as zeros", output::size(lost));
-    eprintln!("firn: the first of it: {}", output::plain(&error.to_string()));
-    for hint in error.next_step().unwrap_or_default().lines() {
-        eprintln!("      {}", output::plain(hint));
+/// What `--define` will tell libvirt, with everything checked that can be before anything is written.
+fn definition(args: &RestoreArgs, found: &Found) -> Result<Option<Definition>> {
+    let Some(name) = args.define.name() else { return Ok(None) };
+    if to_stdout(args) {
+        return Err(Error::invalid("a domain needs its disks as files").hint("name a folder for them"));
     }
-    for range in ranges.iter().take(MOST_RANGES) {
-        eprintln!("firn:   bytes {} to {}", range.start, range.end - 1);
-    }
-    if ranges.len() > MOST_RANGES {
-        eprintln!("firn:   and {} more; --json lists them all", ranges.len() - MOST_RANGES);
-    }
+    let format = match args.format.map_or("raw", |format| format.extension) {
+        "raw" => "raw",
+        "qcow2" => "qcow2",
+        _ => return Err(Error::invalid("a domain is given raw or qcow2 disks").hint("choose one of them by --format")),
+    };
+    let disks: Vec<_> = found.disks.iter().map(|(disk, _)| (disk.clone(), format)).collect();
+    Definition::prepare(&args.define, name, &args.out, &disks, &found.attachments).map(Some)
 }
 
 fn to_stdout(args: &RestoreArgs) -> bool {
@@ -258,7 +251,7 @@ fn choose(disks: Vec<(String, SharedDisk)>, names: &[String]) -> Result<Vec<(Str
 }
 
 fn write_all(context: &Context, args: &RestoreArgs, found: &Found, done: &AtomicU64) -> Result<Vec<Written>> {
-    if let [(name, disk)] = found.disks.as_slice() {
+    if let ([(name, disk)], None) = (found.disks.as_slice(), args.define.name()) {
         return write_one(context, args, name, disk, done).map(|written| vec![written]);
     }
     if to_stdout(args) {
@@ -513,42 +506,4 @@ fn write_device(
     })?;
     device.flush()?;
     Ok(Written { disk: Some(name.to_owned()), path: path.clone(), length: disk.len(), stored, padding: 0 })
-}
-
-fn report(context: &Context, written: &[Written], in_place: bool, damaged: &[DamagedDisk<'_>]) -> Result<()> {
-    if context.json {
-        let ranges = |disk: &str| -> Vec<_> {
-            let of_it = damaged.iter().filter(|(name, ..)| *name == disk).flat_map(|(_, ranges, _)| ranges);
-            of_it.map(|range| serde_json::json!({ "start": range.start, "end": range.end })).collect()
-        };
-        let disk = |file: &Written| {
-            file.disk.as_ref().map(|disk| {
-                serde_json::json!({
-                    "disk": disk,
-                    "path": file.path.to_string_lossy(),
-                    "bytes": file.length,
-                    "bytes_written": file.stored,
-                    "padding": file.padding,
-                    "damaged": ranges(disk),
-                })
-            })
-        };
-        let config: Vec<_> =
-            written.iter().filter(|file| file.disk.is_none()).map(|file| file.path.to_string_lossy()).collect();
-        let disks: Vec<_> = written.iter().filter_map(disk).collect();
-        return output::json(&serde_json::json!({ "disks": disks, "config": config }));
-    }
-    for Written { disk, path, length, stored, padding } in written {
-        let path = output::plain(&path.to_string_lossy());
-        let Some(disk) = disk else {
-            output::line(&format!("kept with them -> {path}  {}", output::size(*length)))?;
-            continue;
-        };
-        let padded =
-            if *padding > 0 { format!(", {padding} zero bytes added to fill the last sector") } else { String::new() };
-        let stored = output::size(*stored);
-        let stored = if in_place { format!("{stored} differed and was written") } else { format!("{stored} of data") };
-        output::line(&format!("{disk} -> {path}  {}, {stored}{padded}", output::size(*length)))?;
-    }
-    Ok(())
 }

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod commands;
+mod define;
 mod faults;
 mod full_disk;
 mod history;
