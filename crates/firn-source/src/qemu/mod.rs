@@ -35,7 +35,7 @@ pub use cut::resume;
 
 use crate::file::FileOptions;
 use crate::quiesce::{AgentGuest, Guest, Ticket};
-use crate::source::{FrozenDisk, Outcome, Plan, PlannedDisk, Request, Source};
+use crate::source::{Finding, FrozenDisk, Outcome, Plan, PlannedDisk, Request, Source};
 use address::{Address, Way};
 use bitmap::Base;
 use blocks::{Drive, Drives};
@@ -157,6 +157,30 @@ impl Running {
         Ok(Plan { disks, steps, ..Plan::default() })
     }
 
+    fn examine(&self, request: &Request, wanted: Option<Way>) -> Vec<Finding> {
+        let version = self.monitor.version();
+        let shown = format!("{}.{}.{}", version.major, version.minor, version.micro);
+        let mut findings = vec![match cut::choose(version, wanted) {
+            Ok(Way::Filter) => Finding::good("QEMU's version", shown),
+            Ok(Way::Backup) => Finding::poor(
+                "QEMU's version",
+                format!("{shown}: snapshots are taken by a backup job"),
+                "with 7.1 or later a full scratch costs the guest no waiting",
+            ),
+            Err(error) => Finding::bad("QEMU's version", &error),
+        }];
+        let names = Names::of(request);
+        let folder = request.scratch_folder.as_deref();
+        findings.push(match names.and_then(|names| scratch::open_all(&self.drives.disks, folder, &names)) {
+            Ok(scratch) => {
+                let room = |one: &Scratch| format!("{} MB in {}", one.limit / 1_000_000, one.folder().display());
+                Finding::good("room for scratch files", scratch.iter().map(room).collect::<Vec<_>>().join(", "))
+            }
+            Err(error) => Finding::bad("room for scratch files", &error),
+        });
+        findings
+    }
+
     /// One disk needs no pause, and one transaction neither; a machine that does not run has one already.
     fn pauses(&self, way: Way) -> Result<bool> {
         Ok(way == Way::Filter && self.drives.disks.len() > 1 && blocks::status(&self.monitor)?.running)
@@ -275,6 +299,14 @@ impl Source for QemuSource {
             return None;
         }
         self.address.agent.clone().map(|socket| Arc::new(AgentGuest::new(socket)) as Arc<dyn Guest>)
+    }
+
+    fn examine(&mut self, request: &Request) -> Vec<Finding> {
+        match &self.machine {
+            Some(Machine::Running(running)) => running.examine(request, self.address.way),
+            Some(Machine::Off(_)) => vec![Finding::good("machine", "is off: its image files would be read")],
+            None => Vec::new(),
+        }
     }
 
     fn plan(&mut self, request: &Request) -> Result<Plan> {

@@ -94,15 +94,15 @@ impl Guest {
     /// Formats vdb, mounts it on /data and starts the load there.
     pub fn start_load(&self) {
         let script = std::fs::read(format!("{LAB}/guest/load.py")).unwrap();
-        let hexadecimal: String = script.iter().map(|byte| format!("\\x{byte:02x}")).collect();
-        self.shell(&format!("printf '{hexadecimal}' >/tmp/load.py"));
+        let octal: String = script.iter().map(|byte| format!("\\{byte:03o}")).collect();
+        self.shell(&format!("printf '{octal}' >/tmp/load.py"));
         self.shell("mkfs.ext4 -q -F /dev/vdb && mkdir -p /data && mount /dev/vdb /data && mkdir /data/load");
         self.shell("setsid python3 /tmp/load.py /data/load >/data/log 2>&1 & sleep 0.2; sync");
     }
 
     /// How many lines the load has written.
     pub fn load_lines(&self) -> u64 {
-        self.shell("wc -l </data/load/list").trim().parse().unwrap()
+        self.shell("cat /data/load/list 2>/dev/null | wc -l").trim().parse().unwrap()
     }
 
     /// The guest runs, its file systems take writes, and its load goes on.

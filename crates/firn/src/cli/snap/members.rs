@@ -121,13 +121,16 @@ pub fn with_source(pool: &Pool, args: &SnapArgs, source: NasSource) -> Result<Wa
     Ok(Wanted { members: vec![member], last: vec![None] })
 }
 
-/// One machine with its sources, to be looked at: without a run of its own.
+/// One machine with its sources, to be looked at.
 ///
 /// # Errors
 /// As [`wanted`].
 pub fn looked_at(pool: Option<&Pool>, machine: &str, sources: &[OsString]) -> Result<Member> {
     let last = pool.map(|pool| last_snapshot(pool, machine, sources.is_empty())).transpose()?.flatten();
-    member(pool.map(Pool::uuid).unwrap_or_default(), machine, sources, last.as_ref(), &FileOptions::default())
+    let pool = pool.map(Pool::uuid).unwrap_or_default();
+    let mut member = member(pool, machine, sources, last.as_ref(), &FileOptions::default())?;
+    member.request.run = random_hexadecimal()?;
+    Ok(member)
 }
 
 fn member(
