@@ -3,7 +3,7 @@
 //! ```text
 //!   quiesce_child take STATE FOLDER SOCKET [COMMAND]   COMMAND as a post-thaw hook; says where it is (prepare, cut, taken,
 //!                                                      finish, done) and goes on with each line on stdin
-//!                                                      $FROZEN_LIMIT_MILLISECONDS is the limit, else a minute
+//!                                                      $FROZEN_LIMIT_MILLISECONDS is the limit, else two minutes
 //!   quiesce_child recover STATE                        as at every start of firn
 //!   quiesce_child __watchdog RECORD                    as firn's
 //! ```
@@ -59,7 +59,8 @@ fn take(state: &str, folder: &str, socket: &str, command: Option<&str>) -> Resul
     let mut members = [member];
     let mut options = CutOptions::new(PathBuf::from(state));
     let limit = std::env::var("FROZEN_LIMIT_MILLISECONDS").ok().and_then(|limit| limit.parse().ok());
-    options.frozen_limit = Duration::from_millis(limit.unwrap_or(60_000));
+    options.frozen_limit = Duration::from_millis(limit.unwrap_or(120_000));
+    options.freeze_timeout = Duration::from_secs(60);
     let started = Instant::now();
     let around = Surroundings { now: &Timestamp::now, elapsed: &|| started.elapsed(), cancel: &AtomicBool::new(false) };
     let (taken, watch) = quiesce::take(&mut members, &options, &around)?;

@@ -12,7 +12,8 @@
 //! that wakes up much later freezes and then thaws.
 //!
 //! What is not known here: a file system that somebody froze by hand in the guest. The agent tells of its own freezes
-//! only. Windows is frozen and thawed by the same commands, but runs no hooks: they go to `/bin/sh`.
+//! only. Windows is frozen and thawed by the same commands, but runs no hooks: they go to `/bin/sh`. A command whose start
+//! is not answered in time may run on: nobody knows its number.
 //!
 //! Source: qga/qapi-schema.json, qga/main.c, qga/commands.c and qga/commands-posix.c of QEMU 7.2 to 10.
 
@@ -40,7 +41,7 @@ const SENTINEL: u8 = 0xFF;
 const FIRST_LOOK: Duration = Duration::from_millis(10);
 const LAST_LOOK: Duration = Duration::from_millis(250);
 /// For the kill of a command that took too long.
-const KILL_TIMEOUT: Duration = Duration::from_secs(2);
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A guest by its QEMU guest agent. Every call makes a connection of its own: QEMU serves one at a time, and the
 /// watchdog must get through.

@@ -5,6 +5,7 @@
 //!                                                                          finishes the sources) ─ Watch::done
 //! ```
 //! Whatever fails: the guests are thawed first, then the post-thaw hooks run, then the sources are finished as failed.
+//! What is claimed for what was taken stands in `judge.rs`.
 
 use super::Guest;
 use super::freeze::{Subject, Subjects, guarded};
@@ -149,19 +150,21 @@ pub struct Taken {
 /// their order.
 ///
 /// # Errors
-/// When there is nothing to publish; all sources are finished as failed then, and the guests run. `Unavailable` when
-/// another run of the same owner is at work or its watchdog still cleans up, when a guest does not freeze although it
-/// has to, and when one cannot be thawed (the watchdog then keeps trying); `Invalid` for a hook that has nowhere to run;
+/// When there is nothing to publish; the guests run then, and the caller must not finish the sources: those that were
+/// prepared are finished as failed. `Unavailable` when another run of the same owner is at work or its watchdog still
+/// cleans up, when the watchdog does not come up, when a guest does not freeze although it has to, and when one cannot
+/// be thawed (the watchdog then keeps trying); `Denied` when the state folder is not safe; `Invalid` for a hook that has nowhere to run;
 /// `Interrupted` when the user wants it to end; `Io` for a hook that failed; what the sources say.
 pub fn take(members: &mut [Member], options: &CutOptions, around: &Surroundings<'_>) -> Result<(Vec<Taken>, Watch)> {
     let mut run = Run::new(members, options, around);
     let taken = run.go();
-    let Run { members, mut watch, .. } = run;
+    let Run { members, mut watch, prepared, .. } = run;
     let error = match taken {
         Ok(taken) => return Ok((taken, watch.take().unwrap_or_else(Watch::nothing))),
         Err(error) => error,
     };
-    let sources = members.iter_mut().flat_map(|member| &mut member.sources);
+    // One that was never asked to prepare made nothing, and what is there may be another run's.
+    let sources = members.iter_mut().flat_map(|member| &mut member.sources).take(prepared);
     // Every one is finished, whatever the others say.
     let failures: Vec<_> = sources.filter_map(|source| guarded(|| source.finish(Outcome::Failed)).err()).collect();
     match failures.first() {
@@ -196,13 +199,16 @@ pub(super) struct Run<'a> {
     pub guests: Vec<Vec<Arc<dyn Guest>>>,
     pub notes: Vec<Notes>,
     pub watch: Option<Watch>,
-    pub folder: PathBuf,
+    /// How many sources were asked to prepare, in order.
+    prepared: usize,
+    folder: PathBuf,
 }
 
 impl<'a> Run<'a> {
     fn new(members: &'a mut [Member], options: &'a CutOptions, around: &'a Surroundings<'a>) -> Self {
         let notes = members.iter().map(|_| Notes::default()).collect();
-        Self { members, options, around, guests: Vec::new(), notes, watch: None, folder: PathBuf::from("/") }
+        let folder = PathBuf::from("/");
+        Self { members, options, around, guests: Vec::new(), notes, watch: None, prepared: 0, folder }
     }
 
     /// Guests run again when this returns, or their tickets are with the watchdog.
@@ -278,6 +284,7 @@ impl<'a> Run<'a> {
         for member in &mut *self.members {
             for source in &mut member.sources {
                 refuse_cancelled(self.around)?;
+                self.prepared += 1;
                 guarded(|| source.prepare(&member.request))?;
             }
         }
@@ -348,7 +355,7 @@ impl<'a> Run<'a> {
         // After a failure above; otherwise they run already.
         subjects.thaw();
         if let Some(watch) = &mut self.watch
-            && let Err(error) = watch.disarm(subjects.unsure())
+            && let Err(error) = watch.disarm(subjects.lost())
         {
             self.notes[0].remarks.push(format!("the record of the freeze: {error}"));
         }
@@ -487,7 +494,7 @@ fn guests_of(member: &Member) -> Result<Vec<Arc<dyn Guest>>> {
 
 /// A guest that was frozen and does not thaw, which is worse than one that may freeze yet.
 fn not_thawed(subject: &Subject) -> Option<(&Subject, Error)> {
-    let is_it = subject.state == super::freeze::State::Unsure && subject.frozen.is_some();
+    let is_it = subject.state == super::freeze::State::Lost && subject.frozen.is_some();
     is_it.then(|| subject.trouble.clone()).flatten().map(|error| (subject, error))
 }
 

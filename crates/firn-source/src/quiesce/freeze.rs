@@ -3,9 +3,11 @@
 //! ```text
 //!            ask           freeze                thaw
 //!   Running ─────► Running ──────► Frozen ─────────────► Running
-//!      │ frozen by somebody: left alone  └─ no answer ─► Unsure: the watchdog goes on
-//!      └ freeze failed: thawed, as what was asked for may still come ─► Running or Unsure
+//!                            │                        │
+//!                            └───► Unsure ────────────┴─► Lost: the watchdog goes on
 //! ```
+//! One that somebody else froze is left alone. One whose freeze failed is thawed, too: what was asked for may still come.
+//! That waits until the others run again, so that none of them is frozen for longer because of it.
 
 use super::undo;
 use super::{Guest, Ticket};
@@ -17,8 +19,10 @@ use std::time::Duration;
 
 /// One answer to a thaw; asking again does no harm, so it need not be long.
 const THAW_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the run itself tries to thaw, before it is left to the watchdog.
+/// How long the run itself tries to thaw, before it is left to the watchdog: one that was frozen, and one whose freeze
+/// failed.
 const THAW_PATIENCE: Duration = Duration::from_secs(30);
+const SETTLE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Time since a fixed moment.
 pub(super) type Elapsed<'a> = &'a (dyn Fn() -> Duration + Sync);
@@ -30,8 +34,10 @@ pub(super) enum State {
     Running,
     /// That many file systems.
     Frozen(u64),
-    /// It was asked to freeze and could not be thawed for certain.
+    /// It was asked to freeze, and nobody knows what came of it.
     Unsure,
+    /// It could not be thawed for certain.
+    Lost,
 }
 
 /// A guest that is to be frozen.
@@ -93,15 +99,24 @@ impl Subject {
             }
             Err(error) => error,
         };
-        if self.state == State::Unsure && undo::thaw(&*self.guest, THAW_TIMEOUT, timeout).is_ok() {
-            self.state = State::Running;
-        }
         self.trouble = Some(trouble);
     }
 
     fn thaw(&mut self, elapsed: Elapsed<'_>) {
-        let State::Frozen(count) = self.state else { return };
-        self.state = State::Unsure;
+        match self.state {
+            State::Running | State::Lost => {}
+            State::Unsure => {
+                self.state = State::Lost;
+                if undo::thaw(&*self.guest, THAW_TIMEOUT, SETTLE_PATIENCE).is_ok() {
+                    self.state = State::Running;
+                }
+            }
+            State::Frozen(count) => self.thaw_frozen(count, elapsed),
+        }
+    }
+
+    fn thaw_frozen(&mut self, count: u64, elapsed: Elapsed<'_>) {
+        self.state = State::Lost;
         let first = self.guest.thaw(THAW_TIMEOUT);
         let at_first = first.is_ok().then(elapsed);
         match undo::make_sure(&*self.guest, first, THAW_TIMEOUT, THAW_PATIENCE) {
@@ -120,7 +135,7 @@ impl Subject {
     }
 }
 
-/// All guests of a run. Whatever happens, dropping it thaws those that are frozen.
+/// All guests of a run. Whatever happens, dropping it thaws those that are or may be frozen.
 pub(super) struct Subjects<'a> {
     pub all: Vec<Subject>,
     elapsed: Elapsed<'a>,
@@ -152,7 +167,7 @@ impl<'a> Subjects<'a> {
         });
     }
 
-    /// Thaws those that are frozen.
+    /// Thaws those that are or may be frozen.
     pub fn thaw(&mut self) {
         let elapsed = self.elapsed;
         at_once(&mut self.all, |subject| subject.thaw(elapsed));
@@ -170,10 +185,10 @@ impl<'a> Subjects<'a> {
         willing.map(|subject| subject.guest.ticket()).collect()
     }
 
-    /// By what those are thawed of which nobody knows.
-    pub fn unsure(&self) -> Vec<Ticket> {
-        let unsure = self.all.iter().filter(|subject| subject.state == State::Unsure);
-        unsure.map(|subject| subject.guest.ticket()).collect()
+    /// By what those are thawed that may still be frozen.
+    pub fn lost(&self) -> Vec<Ticket> {
+        let lost = self.all.iter().filter(|subject| subject.state != State::Running);
+        lost.map(|subject| subject.guest.ticket()).collect()
     }
 }
 

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 fn firn_is_its_own_watchdog() {
     let firn = Firn::with_pool();
     let agent = FakeAgent::start(&firn.path("ga.sock"));
-    // It freezes without saying so, and does not hear the run's thaw.
+    // It freezes without saying so, and does not hear the run.
     agent.react("guest-fsfreeze-freeze", [Reaction::Mute]);
-    agent.react("guest-fsfreeze-thaw", [Reaction::Ignore]);
+    agent.react("guest-fsfreeze-thaw", [Reaction::Ignore, Reaction::Ignore]);
     let source = FakeSource::new(firn.folder(), Some(agent.socket()));
     let request =
         Request { machine: "web1".to_owned(), owner: "0123".to_owned(), run: "4567".to_owned(), ..Request::default() };
