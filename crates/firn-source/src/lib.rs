@@ -22,6 +22,6 @@ mod uri;
 pub use file::{FileOptions, FileSource};
 pub use in_use::{O_EXCL, refuse_mounted};
 pub use nbd::{NbdSource, open_export};
-pub use qemu::{QemuSource, resume};
+pub use qemu::{QemuSource, resume_machine};
 pub use source::{Attachment, Changed, FrozenDisk, Outcome, Plan, PlannedDisk, PreviousDisk, Request, Source};
 pub use uri::{SourceOptions, open};
