@@ -51,6 +51,7 @@ packages-build packages-try:
 packages-test:
 	@tools/install-packages.sh build
 	@tools/install-packages.sh test $(if $(filter 1,$(FIRN_REQUIRE_ALL)),,optional)
+	@lab/setup-qemu.sh || $(if $(filter 1,$(FIRN_REQUIRE_ALL)),exit 1,echo "Going on without QEMU's machines; what needs them is skipped and says so." >&2)
 
 packages-bench:
 	@tools/install-packages.sh bench optional

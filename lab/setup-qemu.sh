@@ -3,7 +3,7 @@
 #
 # qemu-system must be of the same version as qemu-utils. Where qemu-utils comes from the backports suite (as on
 # some Debian 12 machines), that suite is read from a list of its own and only QEMU is taken from it; the system's
-# own sources stay as they are. Everywhere else this is a plain installation.
+# own sources stay as they are. Everywhere else this is a plain installation. Where all is there, nothing is done.
 set -euo pipefail
 . "$(dirname "$0")/../tools/ask.sh"
 . "$(dirname "$0")/../tools/mirror.sh"
@@ -17,7 +17,16 @@ if ! command -v apt-get >/dev/null; then
   echo "setup-qemu.sh: this is not Debian or Ubuntu; install the like of: $qemu $libvirt $tools" >&2
   exit 1
 fi
-echo "To be installed: $qemu $libvirt $tools" >&2
+missing=""
+for package in $qemu $libvirt $tools; do
+  if [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)" != installed ]; then
+    missing="$missing $package"
+  fi
+done
+if [ -z "$missing" ]; then
+  exit 0
+fi
+echo "To be installed:$missing" >&2
 ask "Install them now?" || exit 1
 
 installed=$(dpkg-query -W -f '${Version}' qemu-utils 2>/dev/null || true)

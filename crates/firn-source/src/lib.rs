@@ -33,7 +33,7 @@ pub use discover::{Found, discover};
 pub use file::{FileOptions, FileSource};
 pub use in_use::{O_EXCL, refuse_mounted};
 pub use nbd::{NbdSource, open_export};
-pub use qemu::{QemuSource, resume};
+pub use qemu::{QemuSource, resume_machine};
 pub use source::{
     Attachment, Changed, Finding, FrozenDisk, Health, Outcome, Plan, PlannedDisk, PreviousDisk, Request, Source,
 };

@@ -19,7 +19,7 @@
 
 use super::address::Way;
 use super::bitmap::{self, Base};
-use super::blocks::Drive;
+use super::blocks::{self, Drive};
 use super::monitor::{Monitor, Version};
 use super::names::{Names, NodeKind};
 use super::scratch::{self, Job, Scratch};
@@ -106,7 +106,9 @@ impl Cut<'_> {
             Way::Filter => self.cut_by_filter(),
             Way::Backup => self.cut_by_backup(),
         };
-        if self.pauses { while_paused(self.monitor, act) } else { act() }
+        // Somebody may have paused it since: then it must not go on for our sake.
+        let pauses = self.pauses && blocks::status(self.monitor)?.running;
+        if pauses { while_paused(self.monitor, act) } else { act() }
     }
 
     fn cut_by_filter(&self) -> Result<()> {
@@ -177,7 +179,7 @@ fn while_paused(monitor: &Monitor, act: impl FnOnce() -> Result<()>) -> Result<(
     let Err(error) = monitor.execute_within("cont", Value::Null, BRIEF) else { return outcome };
     // The monitor serves one client: ours has to go before another can say it.
     monitor.hang_up();
-    resume(monitor.path(), BRIEF).map_err(|second| {
+    resume_machine(monitor.path(), BRIEF).map_err(|second| {
         Error::new(ErrorKind::Unavailable, format!("the machine may still be paused: {error}; then: {second}"))
             .hint("send cont to QEMU's monitor at once")
     })?;
@@ -189,7 +191,7 @@ fn while_paused(monitor: &Monitor, act: impl FnOnce() -> Result<()>) -> Result<(
 ///
 /// # Errors
 /// `NotFound` and `Unavailable` when the monitor cannot be reached or does not answer in time; what QEMU says.
-pub fn resume(socket: &Path, timeout: Duration) -> Result<()> {
+pub fn resume_machine(socket: &Path, timeout: Duration) -> Result<()> {
     Monitor::connect(socket, timeout)?.execute_within("cont", Value::Null, timeout).map(drop)
 }
 

@@ -31,7 +31,7 @@ mod runtime;
 mod scratch;
 mod watch;
 
-pub use cut::resume;
+pub use cut::resume_machine;
 
 use crate::file::FileOptions;
 use crate::quiesce::{AgentGuest, Guest, Ticket};

@@ -398,8 +398,6 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
 
-    const GREETING: &str =
-        r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}}, "capabilities": []}}"#;
     const SHORT: Duration = Duration::from_millis(300);
 
     /// A monitor that answers each line that it gets with the next of `answers`; `N` in them is the id of the command.
@@ -493,7 +491,7 @@ mod tests {
         let silent = connect("", &[]).unwrap_err();
         assert_eq!(silent.kind(), ErrorKind::Unavailable);
         assert!(silent.to_string().contains("greet"), "{silent}");
-        assert_eq!(connect(GREETING, &[]).unwrap_err().kind(), ErrorKind::Unavailable);
+        assert_eq!(connect(GREETED.trim_end(), &[]).unwrap_err().kind(), ErrorKind::Unavailable);
         assert_eq!(connect(GREETED, &["close"]).unwrap_err().kind(), ErrorKind::Unavailable);
         let (folder, path) = fake(GREETED, &[]);
         assert_eq!(Monitor::connect(&path, SHORT).unwrap_err().kind(), ErrorKind::Unavailable);

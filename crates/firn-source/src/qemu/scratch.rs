@@ -158,20 +158,19 @@ pub(super) fn add(
     let added: Added = serde_json::from_value(added).map_err(|error| {
         Error::new(ErrorKind::Io, "add-fd: QEMU's answer has another shape than expected").because(error)
     })?;
-    monitor.execute(
-        "blockdev-add",
-        json!({
-        "driver": "file", "node-name": node(NodeKind::File), "filename": format!("/dev/fdset/{}", added.fdset_id)}),
-    )?;
-    monitor.execute(
-        "blockdev-add",
-        json!({
-        "driver": "raw", "node-name": node(NodeKind::Limit), "file": node(NodeKind::File), "size": scratch.limit}),
-    )?;
+    // Nothing of it has to outlive a power cut, and the machine's pause waits for flushes of all nodes.
+    let cache = json!({"no-flush": true});
+    let descriptor = format!("/dev/fdset/{}", added.fdset_id);
+    let file = json!({"driver": "file", "node-name": node(NodeKind::File), "filename": descriptor, "cache": cache});
+    monitor.execute("blockdev-add", file)?;
+    let limit = json!({"driver": "raw", "node-name": node(NodeKind::Limit), "file": node(NodeKind::File),
+        "size": scratch.limit, "cache": cache});
+    monitor.execute("blockdev-add", limit)?;
     let options = json!({"driver": "qcow2", "file": node(NodeKind::Limit), "size": drive.length});
     monitor.execute("blockdev-create", json!({"job-id": names.item(index), "options": options}))?;
     finish_job(monitor, &names.item(index))?;
-    let mut image = json!({"driver": "qcow2", "node-name": node(NodeKind::Scratch), "file": node(NodeKind::Limit)});
+    let mut image = json!({"driver": "qcow2", "node-name": node(NodeKind::Scratch), "file": node(NodeKind::Limit),
+        "cache": cache});
     if backing {
         image["backing"] = Value::from(drive.node.clone());
     }

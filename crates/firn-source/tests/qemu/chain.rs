@@ -147,6 +147,51 @@ fn restarts_crashes_and_other_disks() {
     machine.assert_clean("other disks");
 }
 
+#[test]
+fn a_machine_that_is_off_is_taken_from_its_files() {
+    if !can_run("a_machine_that_is_off_is_taken_from_its_files") {
+        return;
+    }
+    let mut machine = Machine::new(&[("a", "qcow2", 4 * MIB), ("b", "raw", MIB)]);
+    let uri = machine.uri();
+    let mut pool = Pool::new(OWNER);
+    let error = pool.take(&uri, || ()).unwrap_err();
+    assert!(error.to_string().contains("nothing tells its image files"), "{error}");
+    machine.start();
+    pool.take(&uri, || ()).unwrap();
+    machine.write("a", 1, MIB, 4096);
+    machine.write("b", 1, 0, 4096);
+    machine.quit();
+    for read in [KIB64, KIB64] {
+        // Twice: the bitmap stays, so that what changed before is read again.
+        let taken = pool.take(&uri, || ()).unwrap();
+        assert_eq!(
+            (taken.plan.disks[0].dirty_bytes, taken.read["vda"], taken.read["vdb"]),
+            (Some(read), Some(read), None)
+        );
+        assert_stored(&pool, &content(&machine));
+    }
+    machine.start();
+    machine.write("a", 2, 2 * MIB, 4096);
+    let taken = pool.take(&uri, || ()).unwrap();
+    assert_eq!((taken.read["vda"], taken.read["vdb"]), (Some(2 * KIB64), None));
+    assert_stored(&pool, &content(&machine));
+    assert_eq!(machine.bitmaps("a").len(), 1);
+
+    // By their names alone, for a pool that knows nothing; and locked as long as they are read.
+    machine.quit();
+    let files = |name: &str| machine.disks[name].file.display().to_string();
+    let named = format!("{uri}?images={},{}", files("a"), files("b"));
+    let mut other = Pool::new("fedcba9876543210");
+    let write = ["-f", "qcow2", &files("a"), "-c", "write 0 512"];
+    let taken = other.take(&named, || {
+        let refused = std::process::Command::new("qemu-io").args(write).output().unwrap();
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("lock"), "{refused:?}");
+    });
+    assert_eq!(taken.unwrap().read["vda"], None);
+    assert_stored(&other, &content(&machine));
+}
+
 /// Devices of every bus, a disk in a thread of its own, one made by -drive, one with a limit, and what is no disk.
 #[test]
 fn devices_of_all_kinds() {

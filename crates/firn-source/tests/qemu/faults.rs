@@ -44,9 +44,9 @@ fn every_command(way: &str, fault: Fault, is_killed: bool, stride: usize) {
         if taken.is_ok() && is_killed && proxy.spoiled().is_some() {
             panic!("{when}: it was killed, and there is a snapshot all the same");
         }
-        if is_killed && taken.is_err() {
+        if let (true, Err(error)) = (is_killed, &taken) {
             drop(taking);
-            assert!(proxy.spoiled().is_some(), "{when}: {}", taken.unwrap_err());
+            assert!(proxy.spoiled().is_some(), "{when}: {error}");
             source(&direct).sweep(&before.request).unwrap_or_else(|error| panic!("{when}: {error}"));
         } else if let Err(error) = taking.finish(outcome) {
             // What could not be removed now is removed by the next run.
@@ -124,11 +124,34 @@ fn a_monitor_that_falls_silent_while_paused_does_not_leave_the_machine_so() {
     taking.plan(&request).unwrap();
     taking.prepare(&request).unwrap();
     assert_eq!(taking.tickets().len(), 1);
-    proxy.spoil(Fault::Silence, 0);
+    // The first looks whether the machine runs.
+    proxy.spoil(Fault::Silence, 1);
     let error = taking.cut().unwrap_err();
     assert_eq!((error.kind(), proxy.spoiled().as_deref()), (ErrorKind::Unavailable, Some("stop")), "{error}");
     assert_eq!(machine.status(), "running");
     taking.finish(Outcome::Failed).unwrap();
     let direct = machine.uri();
     assert_chain(&mut machine, &mut pool, &direct, "after the silence");
+}
+
+#[test]
+fn a_machine_that_somebody_paused_stays_so() {
+    if !can_run("a_machine_that_somebody_paused_stays_so") {
+        return;
+    }
+    let (mut machine, mut pool, _proxy, uri) = with_snapshot(&[("a", "qcow2", MIB), ("b", "raw", MIB)], "?cut=filter");
+    let mut taking = source(&uri);
+    let request = pool.next();
+    taking.plan(&request).unwrap();
+    taking.prepare(&request).unwrap();
+    machine.control().call("stop", serde_json::Value::Null);
+    taking.cut().unwrap();
+    taking.open().unwrap();
+    assert_eq!(machine.status(), "paused");
+    // Neither does the end of a run let it go on, nor what cleans up behind a dead one.
+    drop(taking);
+    source(&uri).sweep(&request).unwrap();
+    assert_eq!(machine.status(), "paused");
+    machine.control().call("cont", serde_json::Value::Null);
+    assert_chain(&mut machine, &mut pool, &uri, "after the pause");
 }

@@ -98,11 +98,6 @@ impl Drop for Guest {
 fn copy(frozen: &FrozenDisk, file: &Path) -> u64 {
     let output = File::options().create(true).truncate(false).write(true).open(file).unwrap();
     output.set_len(frozen.disk.len()).unwrap();
-    let everything = vec![0..frozen.disk.len()];
-    let (ranges, is_all) = match &frozen.changed {
-        Changed::Unknown(_) => (&everything, true),
-        Changed::Since(ranges) => (ranges, false),
-    };
     let mut read = 0;
     let mut pass_on = |range: std::ops::Range<u64>| {
         let mut at = range.start;
@@ -115,13 +110,12 @@ fn copy(frozen: &FrozenDisk, file: &Path) -> u64 {
         read += range.end - range.start;
         Ok(())
     };
-    for range in ranges {
-        if is_all {
+    match &frozen.changed {
+        Changed::Unknown(_) => {
             let visit = |kind, run| if kind == ExtentKind::Data { pass_on(run) } else { Ok(()) };
-            visit_extents(&frozen.disk, range.clone(), visit).unwrap();
-        } else {
-            pass_on(range.clone()).unwrap();
+            visit_extents(&frozen.disk, 0..frozen.disk.len(), visit).unwrap();
         }
+        Changed::Since(ranges) => ranges.iter().for_each(|range| pass_on(range.clone()).unwrap()),
     }
     read
 }
