@@ -35,6 +35,9 @@ if [ -z "$installed" ] || apt-cache madison qemu-system-x86 | grep -qF " $instal
   # shellcheck disable=SC2086 # lists of names
   as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=600 \
     install -y --no-install-recommends $qemu $libvirt $tools >&2
+  # libvirtd does not start without the user that Debian's libvirt-daemon-system makes, though the lab's runs QEMU as root.
+  getent passwd libvirt-qemu >/dev/null ||
+    as_root useradd --system --user-group --no-create-home --shell /usr/sbin/nologin libvirt-qemu
   exit 0
 fi
 

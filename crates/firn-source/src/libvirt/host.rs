@@ -182,7 +182,8 @@ fn remove_local(folder: &Path, names: &Names<'_>) -> Result<()> {
     let failed = |error| Error::from_io("remove leftovers in", error).at_path(folder);
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) if matches!(error.kind(), Os::NotFound | Os::NotADirectory) => return Ok(()),
+        // Where this user may not look, libvirt alone makes and removes files.
+        Err(error) if matches!(error.kind(), Os::NotFound | Os::NotADirectory | Os::PermissionDenied) => return Ok(()),
         Err(error) => return Err(failed(error)),
     };
     for entry in entries {

@@ -15,8 +15,8 @@
 //! of the next run, for it counts all changes since.
 //!
 //! **Left out**, each with a line in the plan: removable media, read-only and transient disks, what `skip` names. Refused:
-//! network disks, LUNs and vhost-user disks, unless they are skipped. TPM state is not kept. What changes an image behind
-//! QEMU's back without marking its bitmaps (`qemu-img snapshot -a`) is not noticed: forget the checkpoint after it.
+//! network disks, LUNs and vhost-user disks, unless they are skipped. TPM state is not kept. QEMU refuses to go
+//! back to an internal snapshot of an image that has bitmaps, so what it counts stays true.
 //!
 //! **Scratch files** lie in the request's folder, else beside their images (`/var/tmp` for block devices). libvirt's backup
 //! lets the guest's write fail when a scratch file cannot grow, so a [`watch`] ends the job before that: the snapshot fails,
@@ -25,8 +25,8 @@
 //! **Rights.** Reading and writing on the connection: root or the group `libvirt` for `qemu:///system` (polkit's
 //! `org.libvirt.unix.manage`), nothing more for `qemu:///session`. The NBD socket lies in a folder of its own (mode 0700, in
 //! `/run`, the user's runtime folder or `socket-folder`) that is given to QEMU's user, `libvirt-qemu` or `qemu`: root can do
-//! that, anybody else has to be a member of QEMU's group, since QEMU makes the socket `0775`. Beside images that are root's
-//! alone, firn as another user needs `--scratch` or the like. Under AppArmor add `/run/firn-*/nbd.sock rw,` to
+//! that, anybody else has to be a member of QEMU's group, since QEMU makes the socket `0775`. Scratch files are made and
+//! removed by libvirt; firn looks for their leftovers where it may. Under AppArmor add `/run/firn-*/nbd.sock rw,` to
 //! `/etc/apparmor.d/local/abstractions/libvirt-qemu`; under SELinux name a `socket-folder` that QEMU may use. Neither was
 //! tried. For another host ssh has to log in without a password, as root there or as such a member.
 //!

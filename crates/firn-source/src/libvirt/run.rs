@@ -7,7 +7,7 @@ use super::job::{self, JobDisk};
 use super::location::Location;
 use super::lock::RunLock;
 use super::look::{Base, Look};
-use super::virsh::{PATIENCE, Virsh};
+use super::virsh::Virsh;
 use super::watch::Watch;
 use crate::source::{Changed, FrozenDisk, Outcome, Request};
 use firn_disk::{Disk, Error, ErrorKind, Result};
@@ -293,9 +293,10 @@ impl Run {
             Some(forward) => forward.gauge.clone(),
             None => Gauge::Local(self.scratch_folders.clone()),
         };
+        let socket = self.socket().to_string_lossy().into_owned();
         self.watch = Some(Watch::start(gauge, &self.free, move || {
-            // A job that has ended by itself holds no scratch file; `check` tells of one that has not.
-            let _ = virsh.run(&["domjobabort", "--domain", &domain], PATIENCE);
+            // `check` fails all the same, and `finish` tries again.
+            let _ = job::end(&virsh, &domain, &socket);
         }));
         Ok(())
     }
@@ -385,15 +386,15 @@ impl Run {
     /// `Unavailable` when the job has ended, for whatever reason.
     pub fn check(&mut self) -> Result<()> {
         self.check_room()?;
-        let ours = self.socket();
-        let found = job::socket(&self.virsh, &self.domain.uuid);
-        // A domain that ended takes its job with it, and a transient one is gone.
-        if found? != Some(ours.to_string_lossy().into_owned()) {
-            return self.check_room().and(Err(Error::new(
-                ErrorKind::Unavailable,
-                "the backup job has ended too early",
-            )
-            .hint("did the domain end, or somebody end the job?")));
+        let ours = self.socket().to_string_lossy().into_owned();
+        let found = match job::socket(&self.virsh, &self.domain.uuid) {
+            // A transient domain that has ended is gone.
+            Err(error) if is_gone(&error) => None,
+            result => result?,
+        };
+        if found.as_ref() != Some(&ours) {
+            let error = Error::new(ErrorKind::Unavailable, "the backup job has ended too early");
+            return self.check_room().and(Err(error.hint("did the domain end, or somebody end the job?")));
         }
         self.disks.iter().try_for_each(|disk| job::check_disk(&self.virsh, &self.domain.uuid, &disk.target))?;
         self.check_room()

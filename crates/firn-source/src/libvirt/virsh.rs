@@ -76,13 +76,18 @@ fn explain(finished: &Finished, connection: &str) -> Error {
     let words = words.strip_prefix("error: ").unwrap_or(&words);
     let has = |parts: &[&str]| parts.iter().any(|part| all.contains(part));
     let make = |kind| Error::new(kind, if words.is_empty() { "it failed without a word" } else { words });
-    if has(&["authentication unavailable", "access denied", "authentication failed", "Permission denied"]) {
+    let is_unconnected = has(&["failed to connect to the hypervisor"]);
+    let is_denied = has(&["Permission denied"]);
+    if has(&["authentication unavailable", "access denied", "authentication failed"]) || is_unconnected && is_denied {
         return make(ErrorKind::Denied).hint(format!("who may use {connection} is root or in the group libvirt"));
     }
     if has(&["Domain not found", "failed to get domain", "no domain with matching"]) {
         return make(ErrorKind::NotFound).hint(format!("`virsh -c {connection} list --all` shows the domains"));
     }
-    if has(&["failed to connect to the hypervisor", "Cannot recv data", "client socket is closed"]) {
+    if is_denied {
+        return make(ErrorKind::Denied).hint("libvirt and the user whom QEMU runs as have to get at this");
+    }
+    if is_unconnected || has(&["Cannot recv data", "client socket is closed"]) {
         return make(ErrorKind::Unavailable).hint("is libvirtd or virtqemud running?");
     }
     if has(&["guest agent is not configured"]) {

@@ -239,8 +239,12 @@ impl Drop for Lab {
         if self.mounted {
             let _ = Command::new("umount").arg("--lazy").arg(&self.scratch).status();
         }
-        let lock = format!("/run/firn-{}-93a5c0456457.lock", self.owner);
-        let _ = std::fs::remove_file(lock);
+        // What a run left that was killed on purpose, and the locks.
+        for entry in std::fs::read_dir("/run").into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&format!("firn-{}-", self.owner)) {
+                let _ = std::fs::remove_dir_all(entry.path()).or_else(|_| std::fs::remove_file(entry.path()));
+            }
+        }
     }
 }
 
