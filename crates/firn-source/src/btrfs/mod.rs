@@ -149,7 +149,9 @@ impl BtrfsSource {
                 let name = entry.file_name();
                 let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(&prefix)) else { continue };
                 let Some(other) = rest.split('-').next().and_then(|id| id.parse::<u64>().ok()) else { continue };
-                if other == id || !volume::has_id(&self.top, other)? {
+                // The tool would follow a symbolic link that somebody else put there.
+                let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+                if is_folder && (other == id || !volume::has_id(&self.top, other)?) {
                     found.push(entry.path());
                 }
             }

@@ -5,10 +5,13 @@
 mod programs;
 mod storage;
 
-use std::time::Duration;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 /// How long a program is waited for that is asked what it knows.
 const PATIENCE: Duration = Duration::from_millis(700);
+/// How long all finders are waited for.
+const LONGEST: Duration = Duration::from_secs(1);
 /// More of anything is left out.
 const MOST_FOUND: usize = 1000;
 /// Files that are taken for disk images by their name.
@@ -42,22 +45,38 @@ impl Found {
     }
 }
 
+/// One kind of thing that is looked for, and what finds it.
+type Finder = (&'static str, fn() -> Vec<Found>);
+
+const FINDERS: [Finder; 7] = [
+    ("QEMU", programs::qemus),
+    ("libvirt domain", programs::domains),
+    ("btrfs subvolume", storage::btrfs_images),
+    ("older versions", storage::versions),
+    ("your commands", programs::commands),
+    ("logical volume", programs::logical_volumes),
+    ("block device", storage::block_devices),
+];
+
 /// Everything that the finders found, in their order: running QEMUs, domains of libvirt, images on btrfs, versions on a
-/// filer, command files, logical volumes, block devices. Blocks for about a second at most.
+/// filer of the images in the current folder, command files, logical volumes, block devices. Blocks for a second at most;
+/// a finder that takes longer is told of, and left behind.
 pub fn discover() -> Vec<Found> {
-    let finders: [fn() -> Vec<Found>; 7] = [
-        programs::qemus,
-        programs::domains,
-        storage::btrfs_images,
-        storage::versions,
-        programs::commands,
-        programs::logical_volumes,
-        storage::block_devices,
-    ];
-    std::thread::scope(|scope| {
-        let running: Vec<_> = finders.map(|finder| scope.spawn(finder)).into();
-        running.into_iter().flat_map(|finder| finder.join().unwrap_or_default()).take(MOST_FOUND).collect()
-    })
+    let (sender, receiver) = mpsc::channel();
+    for (number, (_, finder)) in FINDERS.into_iter().enumerate() {
+        let sender = sender.clone();
+        // Nobody listens any more to one that is late.
+        std::thread::spawn(move || drop(sender.send((number, finder()))));
+    }
+    drop(sender);
+    let end = Instant::now() + LONGEST;
+    let mut found = FINDERS.map(|_| None);
+    while let Ok((number, of_one)) = receiver.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        found[number] = Some(of_one);
+    }
+    let late = |what| vec![Found::refused(what, "all of them".to_owned(), "looking for them took too long or failed")];
+    let found = FINDERS.into_iter().zip(found).flat_map(|((what, _), found)| found.unwrap_or_else(|| late(what)));
+    found.take(MOST_FOUND).collect()
 }
 
 /// Whether the name of a file is that of a disk image.

@@ -183,7 +183,7 @@ pub(super) fn logical_volumes() -> Vec<Found> {
         return Vec::new();
     }
     let columns = "vg_name,lv_name,lv_attr,lv_size";
-    match ask("lvs", &["--noheadings", "--readonly", "--separator", "|", "-o", columns]) {
+    match ask("lvs", &["--noheadings", "--separator", "|", "-o", columns]) {
         Ok(text) => text.lines().filter_map(logical_volume).collect(),
         Err(reason) => vec![Found::refused(WHAT, "lvs does not answer".to_owned(), reason)],
     }

@@ -18,7 +18,7 @@ use crate::copy::CopiedImage;
 use crate::source::{Changed, FrozenDisk, Outcome, Plan, PlannedDisk, Request, Source};
 use crate::uri::SourceOptions;
 use dates::Dated;
-use firn_disk::{Disk, Error, Result};
+use firn_disk::{Disk, Error, ErrorKind, Result};
 use firn_format::image::Moved;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -54,7 +54,8 @@ pub struct Version {
 /// All versions of the image `path` that are to be found, oldest first. Blocks while folders are read.
 ///
 /// # Errors
-/// `NotFound` when there is no folder with snapshots; `Io` when there are more than 65536; the system's own.
+/// `NotFound` when there is no folder with snapshots, `Denied` when there is none that may be looked into, `Unsupported`
+/// when there are more than 65536; the system's own.
 pub fn versions(path: &Path) -> Result<Vec<Version>> {
     versions_in(path, &TimeZone::system())
 }
@@ -87,7 +88,10 @@ fn versions_in(path: &Path, zone: &TimeZone) -> Result<Vec<Version>> {
     };
     let folder = folder.canonicalize().map_err(failed)?;
     let file = folder.join(file_name);
-    let shelves = shelves(&folder)?;
+    let (shelves, denied) = shelves(&folder)?;
+    if let (true, Some(denied)) = (shelves.is_empty(), denied) {
+        return Err(denied);
+    }
     if shelves.is_empty() {
         let error = Error::not_found("there is no folder with snapshots here or above").at_path(&folder);
         return Err(error.hint("firn looks for .snapshot, .zfs/snapshot, .snapshots/*/snapshot and @GMT-…"));
@@ -96,52 +100,63 @@ fn versions_in(path: &Path, zone: &TimeZone) -> Result<Vec<Version>> {
     for shelf in shelves {
         for (name, snapshot, info) in &shelf.snapshots {
             let found = version(&file, &shelf.of, name, snapshot, info.as_deref(), zone);
-            versions.extend(found.filter(|found| versions.iter().all(|other| other.generation != found.generation)));
+            versions.extend(found.filter(|found| versions.iter().all(|other| other.name != found.name)));
         }
     }
     versions.sort_by(|a, b| (a.taken, &a.name).cmp(&(b.taken, &b.name)));
     Ok(versions)
 }
 
-/// The folders with snapshots from `folder` upwards, as far as its file system goes, the nearest first.
-fn shelves(folder: &Path) -> Result<Vec<Shelf>> {
+/// The folders with snapshots from `folder` upwards, as far as its file system goes, the nearest first; and the first of
+/// those that may not be looked into.
+fn shelves(folder: &Path) -> Result<(Vec<Shelf>, Option<Error>)> {
     let device = |folder: &Path| std::fs::metadata(folder).map(|metadata| metadata.dev());
     let here = device(folder).map_err(|error| Error::from_io("stat", error).at_path(folder))?;
-    let mut shelves = Vec::new();
+    let (mut shelves, mut denied) = (Vec::new(), None);
     for of in folder.ancestors().take_while(|folder| device(folder).is_ok_and(|device| device == here)) {
         let mut snapshots = Vec::new();
+        let mut look = |folder: &Path, prefix: &str| match names_in(folder, prefix) {
+            // Only where nothing else is found this is what one has to know.
+            Err(error) if error.kind() == ErrorKind::Denied => {
+                denied.get_or_insert(error);
+                Ok(Vec::new())
+            }
+            other => other,
+        };
         for kept in [".snapshot", ".zfs/snapshot"] {
-            snapshots.extend(names_in(&of.join(kept))?.into_iter().map(|(name, path)| (name, path, None)));
+            snapshots.extend(look(&of.join(kept), "")?.into_iter().map(|(name, path)| (name, path, None)));
         }
-        for (name, path) in names_in(&of.join(".snapshots"))? {
+        for (name, path) in look(&of.join(".snapshots"), "")? {
             let is_number = name.bytes().all(|byte| byte.is_ascii_digit());
             let snapshot = path.join("snapshot");
             snapshots.extend((is_number && snapshot.is_dir()).then_some((name, snapshot, Some(path))));
         }
-        let shadows = names_in(of)?.into_iter().filter(|(name, _)| name.starts_with("@GMT-"));
-        snapshots.extend(shadows.map(|(name, path)| (name, path, None)));
+        snapshots.extend(look(of, "@GMT-")?.into_iter().map(|(name, path)| (name, path, None)));
         if !snapshots.is_empty() {
             shelves.push(Shelf { of: of.to_path_buf(), snapshots });
         }
     }
-    Ok(shelves)
+    Ok((shelves, denied))
 }
 
-/// Names and paths of the folders in `folder`; none if it is not there. A link to a folder is one as well: Samba's are.
-fn names_in(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+/// Names and paths of the folders in `folder` whose names begin with `prefix`; none if it is not there. A link to a
+/// folder is one as well: Samba's are.
+///
+/// # Errors
+/// `Denied`; `Unsupported` when there are more than 65536; the system's own.
+fn names_in(folder: &Path, prefix: &str) -> Result<Vec<(String, PathBuf)>> {
+    let failed = |error| Error::from_io("read the folder", error).at_path(folder);
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            return Err(Error::from_io("read the folder", error).at_path(folder));
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Err(failed(error)),
         Err(_) => return Ok(Vec::new()),
     };
     let mut names = Vec::new();
     for entry in entries {
-        let entry = entry.map_err(|error| Error::from_io("read the folder", error).at_path(folder))?;
+        let entry = entry.map_err(failed)?;
         // Whatever made snapshots gave them names that can be said.
         let Ok(name) = entry.file_name().into_string() else { continue };
-        if entry.file_type().is_ok_and(|kind| kind.is_dir() || kind.is_symlink()) {
+        if name.starts_with(prefix) && entry.file_type().is_ok_and(|kind| kind.is_dir() || kind.is_symlink()) {
             names.push((name, entry.path()));
         }
         if names.len() > MOST_VERSIONS {
