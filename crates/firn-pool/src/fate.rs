@@ -64,7 +64,12 @@ fn absent<T>(read: Result<T>) -> Result<Option<T>> {
 }
 
 /// The fate out of the answers to asking for its two copies. The first one decides where it can be read.
-fn of_copies(keys: &Keys, subject: &[u8; 16], first: Result<Bytes>, second: impl FnOnce() -> Result<Bytes>) -> Result<Option<Fate>> {
+fn of_copies(
+    keys: &Keys,
+    subject: &[u8; 16],
+    first: Result<Bytes>,
+    second: impl FnOnce() -> Result<Bytes>,
+) -> Result<Option<Fate>> {
     let read = |object: Result<Bytes>| absent(object.and_then(|object| Fate::open(keys, subject, &object)));
     match read(first) {
         Ok(Some(fate)) => Ok(Some(fate)),

@@ -169,7 +169,11 @@ impl<'p> Lease<'p> {
         self.put(&held)?;
         held.renewed = now;
         // Number 0 tells how old the lease is.
-        if held.number > 1 { self.pool.blobs().store.delete(&names::lease(self.snapshot, held.number - 1)) } else { Ok(()) }
+        if held.number > 1 {
+            self.pool.blobs().store.delete(&names::lease(self.snapshot, held.number - 1))
+        } else {
+            Ok(())
+        }
     }
 
     /// # Errors
@@ -203,15 +207,15 @@ impl<'p> Lease<'p> {
     /// Gives the snapshot up, unless it is confirmed. Answers whether there will never be one.
     pub(crate) fn give_up(&self) -> bool {
         let blobs = self.pool.blobs();
-        fate::decide(&blobs.store, &blobs.keys, self.snapshot, Fate::Lost, self.pool.entropy()) == Ok(Fate::Lost)
+        let decided = fate::decide(&blobs.store, &blobs.keys, self.snapshot, Fate::Lost, self.pool.entropy());
+        matches!(decided, Ok(Fate::Lost))
     }
 
     /// Lets go of it. What cannot be removed now is removed by a later prune.
     pub(crate) fn release(&self) {
         let held = self.lock();
         let numbers = BTreeSet::from([held.number, held.number.saturating_sub(1).max(1), 0]);
-        let names: Vec<_> =
-            numbers.into_iter().rev().map(|number| names::lease(self.snapshot, number)).collect();
+        let names: Vec<_> = numbers.into_iter().rev().map(|number| names::lease(self.snapshot, number)).collect();
         let _ = self.pool.blobs().store.delete_all(&names);
     }
 }

@@ -218,17 +218,16 @@ impl Pool {
 
     /// Each manifest from whichever copy is sound; the second is looked at only where the first is not.
     pub(crate) fn read_manifests(&self, names: &[SnapshotName]) -> Vec<Result<Manifest>> {
-        let name = |(machine, sequence, snapshot): &SnapshotName| {
-            names::manifest(*machine, *sequence, *snapshot, Copy::A)
-        };
+        let name =
+            |(machine, sequence, snapshot): &SnapshotName| names::manifest(*machine, *sequence, *snapshot, Copy::A);
         let objects = self.blobs().store.get_each(names.iter().map(name).collect());
-        let read = |(name, object): (&SnapshotName, Result<bytes::Bytes>)| match self.open_manifest(name, Copy::A, object)
-        {
-            Ok(manifest) => Ok(manifest),
-            Err(first) => self
-                .read_manifest_copy(name.0, name.1, name.2, Copy::B)
-                .map_err(|second| if first.kind() == ErrorKind::NotFound { second } else { first }),
-        };
+        let read =
+            |(name, object): (&SnapshotName, Result<bytes::Bytes>)| match self.open_manifest(name, Copy::A, object) {
+                Ok(manifest) => Ok(manifest),
+                Err(first) => self
+                    .read_manifest_copy(name.0, name.1, name.2, Copy::B)
+                    .map_err(|second| if first.kind() == ErrorKind::NotFound { second } else { first }),
+            };
         names.iter().zip(objects).map(read).collect()
     }
 

@@ -166,8 +166,7 @@ impl Pool {
                 .at_path(location)
                 .hint("name a folder that is empty or does not exist yet; a pool that exists needs no init"));
         }
-        let header =
-            Header::new(keys, random_uuid(options.entropy.as_ref())?, options.created, options.cut.check()?)?;
+        let header = Header::new(keys, random_uuid(options.entropy.as_ref())?, options.created, options.cut.check()?)?;
         let mut written = 0;
         let made = slots
             .iter()

@@ -61,7 +61,8 @@ impl Pool {
         let blobs = self.blobs();
         let tombstones = tombstone::list(&blobs.store, &blobs.keys)?;
         if let Some((id, _, error)) = tombstones.damaged.into_iter().next() {
-            let hint = "`firn prune` removes it when it is a day old; until then it is not known which packs to keep off";
+            let hint =
+                "`firn prune` removes it when it is a day old; until then it is not known which packs to keep off";
             return Err(error.at_path(Path::new(blobs.store.location()).join(names::tombstone(id))).hint(hint));
         }
         let standing: Vec<_> =

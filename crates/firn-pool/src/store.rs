@@ -140,11 +140,7 @@ impl Store {
     }
 
     /// A store over any object store; `settle` is for those whose removals do not last by themselves.
-    pub(crate) fn over(
-        objects: Arc<dyn ObjectStore>,
-        settle: Option<Arc<dyn Settle>>,
-        location: &str,
-    ) -> Result<Self> {
+    pub(crate) fn over(objects: Arc<dyn ObjectStore>, settle: Option<Arc<dyn Settle>>, location: &str) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .max_blocking_threads(FETCHES)

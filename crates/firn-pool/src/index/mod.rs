@@ -97,7 +97,7 @@ impl Index {
             runs.retain(|run| {
                 let is_whole = run.segments().iter().all(|segment| listed.contains(segment));
                 if is_whole {
-                    run.segments().iter().for_each(|segment| drop(missing.remove(segment)));
+                    missing.retain(|segment| !run.segments().contains(segment));
                 } else {
                     run.forget();
                 }

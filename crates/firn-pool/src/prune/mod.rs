@@ -159,8 +159,11 @@ impl Pool {
         let blobs = self.blobs();
         blobs.index.refresh(&blobs.store, blobs.keys.domain)?;
         if let Some(problem) = blobs.index.damaged().first() {
-            return Err(Error::corrupt(format!("the index is damaged, so it is not known what is needed: {}", problem.what))
-                .hint("`firn pool rebuild-index` makes it again from the packs"));
+            return Err(Error::corrupt(format!(
+                "the index is damaged, so it is not known what is needed: {}",
+                problem.what
+            ))
+            .hint("`firn pool rebuild-index` makes it again from the packs"));
         }
         let marks = Marks::new(blobs.index.view());
         Prune { pool: self, options, progress, marks, walked: HashSet::new(), report: PruneReport::default() }.run()
@@ -191,7 +194,8 @@ impl Prune<'_> {
         let mut dead = self.dead(&first, &survey, now);
         dead.extend(self.repack(&first, &survey, now)?);
         self.report.buried_packs = dead.len() as u64;
-        self.report.buried_bytes = dead.iter().filter_map(|pack| first.packs.get(&pack.1)).map(|p| p.stored_bytes).sum();
+        self.report.buried_bytes =
+            dead.iter().filter_map(|pack| first.packs.get(&pack.1)).map(|p| p.stored_bytes).sum();
         if self.options.dry_run {
             self.count_waiting(&first);
             return Ok(self.report);

@@ -114,7 +114,8 @@ impl Prune<'_> {
         known: &mut BTreeSet<SnapshotName>,
         roots: &mut HashSet<Tree>,
     ) -> Result<()> {
-        let names: Vec<_> = self.pool.snapshot_names("snap")?.into_iter().filter(|name| !known.contains(name)).collect();
+        let names: Vec<_> =
+            self.pool.snapshot_names("snap")?.into_iter().filter(|name| !known.contains(name)).collect();
         let mut counted = Vec::new();
         for (name, (standing, _)) in names.iter().zip(self.pool.standings(&names)?) {
             match (standing, leases) {

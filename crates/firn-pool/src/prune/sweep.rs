@@ -36,7 +36,8 @@ impl Prune<'_> {
                 }
                 None => Fate::Doomed,
             };
-            let decide = || fate::decide_tombstone(&blobs.store, &blobs.keys, tombstone.id, wanted, self.pool.entropy());
+            let decide =
+                || fate::decide_tombstone(&blobs.store, &blobs.keys, tombstone.id, wanted, self.pool.entropy());
             match tombstone.fate.map_or_else(decide, Ok)? {
                 Fate::Doomed if !is_needed => doomed.push(tombstone),
                 // Somebody doomed what is needed: that cannot be, but if it is, it stays.
@@ -122,7 +123,9 @@ impl Prune<'_> {
         for folder in ["fate", "lock"] {
             for object in store.list(folder)? {
                 let subject = names::parse_fate(&object.name).map(|(snapshot, _)| snapshot);
-                if let Some(snapshot) = subject.or_else(|| names::parse_lock(&object.name).map(|(snapshot, _)| snapshot)) {
+                if let Some(snapshot) =
+                    subject.or_else(|| names::parse_lock(&object.name).map(|(snapshot, _)| snapshot))
+                {
                     markers.push((snapshot, object.modified, object.name));
                 }
             }

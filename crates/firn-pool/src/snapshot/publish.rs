@@ -105,7 +105,8 @@ impl Pool {
             let names: Vec<_> = self.snapshot_names(&folder)?.into_iter().rev().collect();
             for names in names.chunks(16) {
                 let standings = self.standings(names)?;
-                let published = names.iter().zip(standings).filter(|(_, (standing, _))| *standing == Standing::Published);
+                let published =
+                    names.iter().zip(standings).filter(|(_, (standing, _))| *standing == Standing::Published);
                 let published: Vec<SnapshotName> = published.map(|(name, _)| *name).collect();
                 for manifest in self.read_manifests(&published).into_iter().flatten() {
                     missing.retain(|tree| manifest.disks.iter().all(|disk| disk.tree() != *tree));

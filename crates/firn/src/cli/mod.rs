@@ -11,6 +11,7 @@ mod in_use;
 mod init;
 mod key;
 mod list;
+mod lock;
 mod look;
 mod ls;
 mod manual;
@@ -19,6 +20,7 @@ mod nbd;
 pub mod output;
 mod pool;
 mod progress;
+mod prune;
 mod restore;
 mod snap;
 mod snapshots;
@@ -111,6 +113,9 @@ enum Command {
     Restore(restore::RestoreArgs),
     Verify(verify::VerifyArgs),
     Forget(forget::ForgetArgs),
+    Prune(prune::PruneArgs),
+    Lock(lock::LockArgs),
+    Unlock(lock::UnlockArgs),
     Key(key::KeyArgs),
     Pool(pool::PoolArgs),
     Completions(manual::CompletionsArgs),
@@ -135,6 +140,9 @@ pub fn main() -> ExitCode {
         Command::Restore(args) => restore::run(&context, &args),
         Command::Verify(args) => verify::run(&context, &args),
         Command::Forget(args) => forget::run(&context, &args),
+        Command::Prune(args) => prune::run(&context, &args),
+        Command::Lock(args) => lock::lock(&context, &args),
+        Command::Unlock(args) => lock::unlock(&context, &args),
         Command::Key(args) => key::run(&context, &args),
         Command::Pool(args) => pool::run(&context, &args),
         Command::Completions(args) => manual::completions(&args),
