@@ -11,6 +11,7 @@ mod full_disk;
 mod history;
 mod keys;
 mod listings;
+mod prune;
 mod restore;
 mod snap;
 mod sources;
