@@ -225,8 +225,8 @@ impl World {
         }
         for (name, (bytes, put)) in std::mem::take(&mut state.loose_removals) {
             if state.random.below(2) == 0 && !state.put_at.contains_key(&name) {
-                let stored = self.objects.put(&Path::from(name.as_str()), PutPayload::from(bytes));
-                ready(stored).unwrap();
+                let path = Path::from(name.as_str());
+                ready(self.objects.put(&path, PutPayload::from(bytes))).unwrap();
                 state.put_at.insert(name, put);
             }
         }
