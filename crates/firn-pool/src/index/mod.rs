@@ -84,6 +84,11 @@ impl Index {
         Ok(index)
     }
 
+    /// An index of nothing, which keeps its runs in memory.
+    fn in_memory() -> Self {
+        Self { folder: None, runs: RwLock::default(), damaged: RwLock::default(), usable: RwLock::default() }
+    }
+
     /// Looks for segments that were written since, and forgets those that are gone; answers whether there were new
     /// ones.
     ///

@@ -1,10 +1,16 @@
-//! The whole index as it was at one moment, for prune: every entry has a number, so that a set of blobs is a bitmap.
+//! The whole index, for prune: every entry has a number, so that a set of blobs is a bitmap.
+//!
+//! Numbers last. What comes into the pool later gets higher ones when the view is extended, and what goes stays.
 
-use super::Location;
 use super::run::Run;
+use super::{Index, Location, listed};
+use crate::names::PackId;
 use crate::seal::BlobId;
+use crate::store::Store;
 use firn_disk::Result;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
+use uuid::Uuid;
 
 /// The runs of an index, which stay as they are however the index goes on.
 #[derive(Debug)]
@@ -21,6 +27,32 @@ impl IndexView {
             starts.push(starts.last().copied().unwrap_or(0) + run.entry_count());
         }
         Self { runs, starts }
+    }
+
+    /// Adds the segments that were written since.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub(crate) fn extend(&mut self, store: &Store, domain: Uuid) -> Result<()> {
+        let mut missing: BTreeSet<[u8; 16]> = listed(store)?;
+        for run in &self.runs {
+            missing.retain(|segment| !run.segments().contains(segment));
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let newer = Index::in_memory();
+        newer.fetch(store, domain, missing)?;
+        for run in newer.view().runs {
+            self.starts.push(self.entry_count() + run.entry_count());
+            self.runs.push(run);
+        }
+        Ok(())
+    }
+
+    /// Every pack that is named.
+    pub(crate) fn packs(&self) -> HashSet<PackId> {
+        self.runs.iter().flat_map(|run| run.packs().map(|pack| pack.id).collect::<Vec<_>>()).collect()
     }
 
     /// How many entries there are.

@@ -7,23 +7,40 @@ use crate::lease::Tree;
 use crate::mutant::Mutant;
 use crate::names::PackId;
 use crate::seal::{BlobId, BlobType};
+use crate::store::Store;
 use crate::tree::{self, Child, FAN_OUT, RunKind};
-use firn_disk::Result;
+use firn_disk::{Error, Result};
 use std::collections::{HashMap, HashSet};
+use uuid::Uuid;
 
 /// A set of blobs, as a bit for each entry of an index. A blob that stands in several places is marked at its first.
 #[derive(Debug)]
 pub(super) struct Marks {
     view: IndexView,
     bits: Vec<u64>,
-    /// Nodes that came into the pool after the view was taken.
-    newer: HashSet<BlobId>,
 }
 
 impl Marks {
     pub(super) fn new(view: IndexView) -> Self {
         let bits = vec![0; view.entry_count().div_ceil(64)];
-        Self { view, bits, newer: HashSet::new() }
+        Self { view, bits }
+    }
+
+    /// Learns of what was indexed since.
+    fn extend(&mut self, store: &Store, domain: Uuid) -> Result<()> {
+        self.view.extend(store, domain)?;
+        self.bits.resize(self.view.entry_count().div_ceil(64), 0);
+        Ok(())
+    }
+
+    /// Every pack that was indexed when this was last extended.
+    pub(super) fn packs(&self) -> HashSet<PackId> {
+        self.view.packs()
+    }
+
+    /// Every place where a blob stands.
+    pub(super) fn places(&self, prefix: &[u8; 16], places: &mut Vec<Location>) -> Result<()> {
+        self.view.places(prefix, places)
     }
 
     fn contains(&self, number: usize) -> bool {
@@ -34,11 +51,8 @@ impl Marks {
         self.view.number(id).is_some_and(|number| self.contains(number))
     }
 
-    fn set(&mut self, number: usize) -> bool {
-        let word = &mut self.bits[number / 64];
-        let before = *word;
-        *word |= 1 << (number % 64);
-        *word != before
+    fn set(&mut self, number: usize) {
+        self.bits[number / 64] |= 1 << (number % 64);
     }
 }
 
@@ -84,8 +98,11 @@ impl Look {
 }
 
 impl Prune<'_> {
-    /// Marks everything that the roots reach.
+    /// Marks everything that the roots reach. They were listed before; so what they need is in the index by now.
     pub(super) fn mark(&mut self, look: &Look) -> Result<()> {
+        let blobs = self.pool.blobs();
+        self.marks.extend(&blobs.store, blobs.keys.domain)?;
+        self.report.missing_chunks = 0;
         let mut trees: Vec<Tree> = look.roots.iter().filter(|tree| !self.walked.contains(*tree)).copied().collect();
         trees.sort_unstable();
         self.progress.begin(PrunePhase::Marking, trees.len() as u64);
@@ -109,22 +126,20 @@ impl Prune<'_> {
     fn walk(&mut self, length: u64, level: u32, first: u64, child: Child) -> Result<()> {
         let Child::Node(id) = child else { return Ok(()) };
         let blobs = self.pool.blobs();
-        let is_new = match self.marks.view.number(&id) {
-            Some(number) => !self.marks.contains(number),
-            None => !self.marks.newer.contains(&id),
+        let Some(number) = self.number(&id)? else {
+            return Err(Error::corrupt(format!("node {id:?} is in no pack that the index knows")));
         };
-        if !is_new {
+        if self.marks.contains(number) {
             return Ok(());
         }
         self.progress.go_on()?;
         if level == 0 {
             let bytes = blobs.node(BlobType::Leaf, &id)?;
             for run in tree::decode_leaf(&bytes, tree::region_blocks(length, first))? {
-                if let RunKind::Chunk(chunk) = run.kind
-                    && let Some(number) = self.marks.view.number(&chunk)
-                {
-                    // One that the view does not have is in a pack that is newer than it.
-                    self.marks.set(number);
+                let RunKind::Chunk(chunk) = run.kind else { continue };
+                match self.number(&chunk)? {
+                    Some(number) => self.marks.set(number),
+                    None => self.report.missing_chunks += 1,
                 }
             }
         } else {
@@ -137,18 +152,23 @@ impl Prune<'_> {
             }
         }
         // Only now, so that whoever finds it marked need not go below.
-        match self.marks.view.number(&id) {
-            Some(number) => drop(self.marks.set(number)),
-            None => drop(self.marks.newer.insert(id)),
-        }
+        self.marks.set(number);
         Ok(())
     }
 
-    /// Counts what is needed of each pack, by the index as it is now.
-    pub(super) fn survey(&self, look: &Look) -> Result<Survey> {
+    /// The number of a blob. A segment may have been replaced just when they were listed, so before a blob is given up
+    /// they are listed again.
+    fn number(&mut self, id: &BlobId) -> Result<Option<usize>> {
+        if let Some(number) = self.marks.view.number(id) {
+            return Ok(Some(number));
+        }
         let blobs = self.pool.blobs();
-        blobs.index.refresh(&blobs.store, blobs.keys.domain)?;
-        let now = blobs.index.view();
+        self.marks.extend(&blobs.store, blobs.keys.domain)?;
+        Ok(self.marks.view.number(id))
+    }
+
+    /// Counts what is needed of each pack.
+    pub(super) fn survey(&self, look: &Look) -> Result<Survey> {
         let mut survey = Survey::default();
         let mut places = Vec::new();
         let trust = self.pool.mutates(Mutant::TrustTombstonedCopy);
@@ -156,7 +176,7 @@ impl Prune<'_> {
             if !self.marks.contains(number) {
                 return Ok(());
             }
-            now.places(prefix, &mut places)?;
+            self.marks.places(prefix, &mut places)?;
             match look.place(&places, trust) {
                 Place::Free(location) => *survey.live.entry(location.pack).or_default() += location.length,
                 Place::Buried(all) => {

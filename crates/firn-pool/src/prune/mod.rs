@@ -190,13 +190,13 @@ impl Prune<'_> {
         self.report.packs = first.packs.len() as u64;
         self.report.pack_bytes = first.packs.values().map(|pack| pack.stored_bytes).sum();
         self.report.live_bytes = survey.live.values().sum();
-        self.report.missing_chunks = survey.missing;
         let mut dead = self.dead(&first, &survey, now);
         dead.extend(self.repack(&first, &survey, now)?);
         self.report.buried_packs = dead.len() as u64;
         self.report.buried_bytes =
             dead.iter().filter_map(|pack| first.packs.get(&pack.1)).map(|p| p.stored_bytes).sum();
         if self.options.dry_run {
+            self.report.missing_chunks += survey.missing;
             self.count_waiting(&first);
             return Ok(self.report);
         }
@@ -206,10 +206,14 @@ impl Prune<'_> {
             self.progress.go_on()?;
             tombstone::put(&blobs.store, &blobs.keys, packs, self.pool.entropy())?;
         }
+        // Whatever is indexed by now was stored before the packs are listed again.
+        let indexed = self.marks.packs();
         let second = self.look_again(first)?;
         let survey = self.survey(&second)?;
         let now = self.now()?;
-        self.sweep(&second, &survey, now)?;
+        self.report.missing_chunks += survey.missing;
+        let absent = indexed.into_iter().filter(|pack| !second.packs.contains_key(pack)).collect();
+        self.sweep(&second, &survey, absent, now)?;
         self.tidy(&second, now)?;
         Ok(self.report)
     }

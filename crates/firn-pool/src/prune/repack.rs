@@ -91,14 +91,13 @@ impl Output<'_, '_> {
     fn copy_object(&mut self, look: &Look, id: PackId, object: &ObjectInfo) -> Result<()> {
         let blobs = self.prune.pool.blobs();
         let directory = fetch_directory(&blobs.store, self.kind, object)?;
-        let view = blobs.index.view();
         let mut places = Vec::new();
         let mut wanted = Vec::new();
         for entry in directory.entries {
             if !self.prune.marks.contains_blob(&entry.id) {
                 continue;
             }
-            view.places(&entry.id.prefix(), &mut places)?;
+            self.prune.marks.places(&entry.id.prefix(), &mut places)?;
             if let Place::Free(location) = look.place(&places, false)
                 && location.pack == id
                 && location.offset == u64::from(entry.offset)

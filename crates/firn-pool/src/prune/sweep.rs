@@ -21,7 +21,15 @@ const LEFTOVER_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 impl Prune<'_> {
     /// Decides about every tombstone, and deletes what is doomed: out of the index, then the packs, then the tombstone.
-    pub(super) fn sweep(&mut self, look: &Look, survey: &Survey, now: StoreTime) -> Result<()> {
+    /// Packs that are `absent`, though the index names them, are taken out of it, too; unless some blob is missing, when
+    /// the index still tells where it was.
+    pub(super) fn sweep(
+        &mut self,
+        look: &Look,
+        survey: &Survey,
+        absent: HashSet<PackId>,
+        now: StoreTime,
+    ) -> Result<()> {
         let blobs = self.pool.blobs();
         let mut doomed = Vec::new();
         for tombstone in &look.tombstones.sound {
@@ -51,13 +59,14 @@ impl Prune<'_> {
                 }
             }
         }
-        self.delete(look, &doomed)
+        let absent = if self.report.missing_chunks == 0 { absent } else { HashSet::new() };
+        self.delete(look, &doomed, absent)
     }
 
-    fn delete(&mut self, look: &Look, doomed: &[&Tombstone]) -> Result<()> {
+    fn delete(&mut self, look: &Look, doomed: &[&Tombstone], absent: HashSet<PackId>) -> Result<()> {
         let blobs = self.pool.blobs();
-        let packs: HashSet<PackId> =
-            doomed.iter().flat_map(|tombstone| tombstone.packs.iter().map(|(_, id)| *id)).collect();
+        let mut packs = absent;
+        packs.extend(doomed.iter().flat_map(|tombstone| tombstone.packs.iter().map(|(_, id)| *id)));
         if packs.is_empty() {
             return Ok(());
         }
