@@ -45,11 +45,15 @@ impl Blobs {
     /// # Errors
     /// `Corrupt` when it is in no pack.
     pub(crate) fn locate(&self, id: &BlobId) -> Result<Location> {
-        if let Some(location) = self.index.find(id)? {
+        let find = || match self.index.find_usable(id)? {
+            Some(location) => Ok(Some(location)),
+            None => Ok(self.index.find_all(id)?.into_iter().next()),
+        };
+        if let Some(location) = find()? {
             return Ok(location);
         }
         let newer = self.index.refresh(&self.store, self.keys.domain)?;
-        let found = if newer { self.index.find(id)? } else { None };
+        let found = if newer { find()? } else { None };
         found.ok_or_else(|| {
             Error::corrupt(format!("blob {id:?} is in no pack that the index knows"))
                 .hint("`firn pool rebuild-index` makes the index again from the packs")
@@ -61,19 +65,32 @@ impl Blobs {
     /// # Errors
     /// What went wrong with the first copy, when none can be read.
     pub(crate) fn node(&self, kind: BlobType, id: &BlobId) -> Result<Vec<u8>> {
+        let first = match self.node_anywhere(kind, id)? {
+            Ok(content) => return Ok(content),
+            Err(first) => first,
+        };
+        // Prune may have moved it since this process looked at the index.
+        if first.is_none() || self.index.refresh(&self.store, self.keys.domain)? {
+            self.locate(id)?;
+            if let Ok(content) = self.node_anywhere(kind, id)? {
+                return Ok(content);
+            }
+        }
+        Err(first.unwrap_or_else(|| Error::corrupt(format!("node {id:?} cannot be read"))))
+    }
+
+    /// The content of a node from any place that is known; the inner error is what went wrong with the first.
+    fn node_anywhere(&self, kind: BlobType, id: &BlobId) -> Result<std::result::Result<Vec<u8>, Option<Error>>> {
         let mut first = None;
         for location in self.index.find_all(id)? {
             for copy in Copy::BOTH {
                 match self.node_at(kind, id, &location, copy) {
-                    Ok(content) => return Ok(content),
+                    Ok(content) => return Ok(Ok(content)),
                     Err(error) => first = first.or(Some(error)),
                 }
             }
         }
-        match first {
-            Some(error) => Err(error),
-            None => self.locate(id).and_then(|location| self.node_at(kind, id, &location, Copy::A)),
-        }
+        Ok(Err(first))
     }
 
     fn node_at(&self, kind: BlobType, id: &BlobId, location: &Location, copy: Copy) -> Result<Vec<u8>> {
@@ -98,6 +115,8 @@ impl Blobs {
         }
         let locations = wanted.iter().map(|chunk| self.locate(&chunk.id)).collect::<Result<Vec<_>>>()?;
         let Err(first) = self.chunks_at(&mut wanted, &locations) else { return Ok(()) };
+        // Prune may have moved some of them since this process looked at the index.
+        self.index.refresh(&self.store, self.keys.domain)?;
         for chunk in &mut wanted {
             let places = self.index.find_all(&chunk.id)?;
             let read = places

@@ -5,6 +5,8 @@
 //! 1  pool UUID    2  created, nanoseconds    3  cut parameters (fields: 1 mask bits, 2 least, 3 most blocks)
 //! 4  authentication: BLAKE3 keyed by a key derived from the structure key, over domain and fields 1 to 3
 //! ```
+//! The incompat feature 1 in its frame: manifests are published in two phases and writers hold leases. A pool
+//! without it is of an earlier firn. It is read, every manifest being a snapshot, but not written to.
 
 use crate::chunker::CutParameters;
 use crate::clock;
@@ -31,12 +33,16 @@ pub(crate) struct Header {
     pub(crate) cut: CutParameters,
     /// An unknown feature forbids writing.
     pub(crate) read_only: bool,
+    /// Whether a manifest needs a fate to be a snapshot.
+    pub(crate) two_phase: bool,
     authentication: [u8; 32],
 }
 
 impl Header {
     pub(crate) fn new(keys: &Keys, pool: Uuid, created: Timestamp, cut: CutParameters) -> Result<Self> {
-        let mut header = Self { domain: keys.domain, pool, created, cut, read_only: false, authentication: [0; 32] };
+        let domain = keys.domain;
+        let mut header =
+            Self { domain, pool, created, cut, read_only: false, two_phase: true, authentication: [0; 32] };
         header.authentication = keys.authenticate(&header.authenticated()?)?;
         Ok(header)
     }
@@ -67,7 +73,8 @@ impl Header {
     pub(crate) fn to_object(&self) -> Result<Vec<u8>> {
         let mut fields = self.fields()?;
         fields.bytes(AUTHENTICATION, &self.authentication);
-        Ok(object::seal_small(ObjectKind::Header, self.domain, &fields.finish()))
+        let features = if self.two_phase { object::TWO_PHASE } else { 0 };
+        Ok(object::seal_with_features(ObjectKind::Header, self.domain, features, &fields.finish()))
     }
 
     pub(crate) fn from_object(bytes: &[u8]) -> Result<Self> {
@@ -79,6 +86,7 @@ impl Header {
             created: clock::from_nanoseconds(fields.i64(CREATED)?)?,
             cut: CutParameters::from_bytes(fields.bytes(CUT)?)?,
             read_only: frame.read_only,
+            two_phase: frame.incompat & object::TWO_PHASE != 0,
             authentication: fields.array(AUTHENTICATION)?,
         })
     }

@@ -1,5 +1,7 @@
 //! Machines and snapshots: what is in the pool, by name.
 
+use crate::fate::{self, Fate};
+use crate::lock::{LockNames, Locks};
 use crate::manifest::{self, Manifest, open_structure};
 use crate::names::{self, Copy};
 use crate::note::{self, Note};
@@ -23,6 +25,8 @@ pub struct Machine {
     pub name: String,
     /// How many snapshots it has, going by the names of their objects.
     pub snapshots: u64,
+    /// How many more are being written, or were when their writer was killed.
+    pub pending: u64,
 }
 
 /// A snapshot in a listing: its manifest, or why that cannot be read.
@@ -36,7 +40,23 @@ pub struct Snapshot {
     pub uuid: Uuid,
     /// Its manifest, from whichever copy is sound.
     pub manifest: Result<Manifest>,
+    /// What keeps it from being forgotten.
+    pub locks: Locks,
 }
+
+/// What a manifest stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// A snapshot.
+    Published,
+    /// What may become one.
+    Pending,
+    /// What will never be one, or is none any more.
+    Gone,
+}
+
+/// Machine, sequence and UUID: what the name of a manifest says.
+pub(crate) type SnapshotName = (Uuid, u64, Uuid);
 
 /// `[A-Za-z0-9][A-Za-z0-9._-]*` of at most 200 bytes.
 ///
@@ -60,17 +80,21 @@ impl Pool {
     pub fn machines(&self) -> Result<Vec<Machine>> {
         let blobs = self.blobs();
         let notes = note::read_all(&blobs.store, &blobs.keys)?;
-        let mut counts: BTreeMap<Uuid, BTreeSet<(u64, Uuid)>> = BTreeMap::new();
-        for object in blobs.store.list("snap")? {
-            if let Some((machine, sequence, snapshot, _)) = names::parse_manifest(&object.name) {
-                counts.entry(machine).or_default().insert((sequence, snapshot));
-            }
+        let mut counts: BTreeMap<Uuid, BTreeSet<Uuid>> = BTreeMap::new();
+        for (machine, _, snapshot) in self.snapshot_names("snap")? {
+            counts.entry(machine).or_default().insert(snapshot);
         }
-        let machine = |(uuid, snapshots): (Uuid, BTreeSet<_>)| {
+        let fates = blobs.store.list("fate")?;
+        let decided: BTreeSet<Uuid> =
+            fates.iter().filter_map(|object| Some(names::parse_fate(&object.name)?.0)).collect();
+        let machine = |(uuid, snapshots): (Uuid, BTreeSet<Uuid>)| {
             let name = notes.get(&uuid).map(|note| note.name.clone());
+            let is_snapshot = |snapshot: &&Uuid| !self.header().two_phase || decided.contains(*snapshot);
+            let count = snapshots.iter().filter(is_snapshot).count() as u64;
             Machine {
                 uuid,
-                snapshots: snapshots.len() as u64,
+                snapshots: count,
+                pending: snapshots.len() as u64 - count,
                 name: name.unwrap_or_else(|| self.name_by_manifest(uuid)),
             }
         };
@@ -104,25 +128,81 @@ impl Pool {
         Err(Error::not_found(format!("there is no machine {name} in the pool")).hint(hint))
     }
 
+    /// The names of all manifests below a folder, in order, each once.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub(crate) fn snapshot_names(&self, folder: &str) -> Result<BTreeSet<SnapshotName>> {
+        let objects = self.blobs().store.list(folder)?;
+        let names = objects.iter().filter_map(|object| names::parse_manifest(&object.name));
+        Ok(names.map(|(machine, sequence, snapshot, _)| (machine, sequence, snapshot)).collect())
+    }
+
+    /// What each of these manifests stands for, with the locks on it. One whose fate was decided but cannot be read
+    /// counts as published: to hide a snapshot would be worse than to show one that never was.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub(crate) fn standings(&self, names: &[SnapshotName]) -> Result<Vec<(Standing, Locks)>> {
+        let blobs = self.blobs();
+        if !self.header().two_phase {
+            return Ok(vec![(Standing::Published, Locks::default()); names.len()]);
+        }
+        let locks = LockNames::list(&blobs.store)?;
+        let snapshots: Vec<Uuid> = names.iter().map(|(.., snapshot)| *snapshot).collect();
+        let fates = fate::read_each(&blobs.store, &blobs.keys, &snapshots);
+        let standing = |(snapshot, fate): (&Uuid, Result<Option<Fate>>)| {
+            let noted = locks.read(&blobs.store, &blobs.keys, *snapshot);
+            let standing = match fate {
+                _ if noted.is_forgotten => Standing::Gone,
+                Ok(None) => Standing::Pending,
+                Ok(Some(Fate::Lost)) => Standing::Gone,
+                Ok(Some(_)) => Standing::Published,
+                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {
+                    Standing::Published
+                }
+                Err(error) => return Err(error),
+            };
+            Ok((standing, noted.locks))
+        };
+        snapshots.iter().zip(fates).map(standing).collect()
+    }
+
     /// All snapshots of a machine, oldest first: by the instant that they show, then by sequence. One whose
-    /// manifest cannot be read stands where its sequence puts it.
+    /// manifest cannot be read stands where its sequence puts it. What is not published yet is not among them.
     ///
     /// # Errors
     /// What the store says to the listing.
     pub fn snapshots(&self, machine: Uuid) -> Result<Vec<Snapshot>> {
-        let objects = self.blobs().store.list(&format!("snap/{}", machine.simple()))?;
-        let names: BTreeSet<(u64, Uuid)> = objects
-            .iter()
-            .filter_map(|object| names::parse_manifest(&object.name))
-            .map(|(_, sequence, snapshot, _)| (sequence, snapshot))
-            .collect();
-        let read = |(sequence, uuid)| Snapshot {
-            machine,
-            sequence,
-            uuid,
-            manifest: self.read_manifest(machine, sequence, uuid),
+        self.snapshots_standing(machine, Standing::Published)
+    }
+
+    /// What somebody is writing of a machine just now, or was when he was killed: a manifest is there, but it is not
+    /// decided yet that it will be a snapshot. Prune removes it when its writer does not live any more.
+    ///
+    /// # Errors
+    /// As [`snapshots`](Self::snapshots).
+    pub fn pending_snapshots(&self, machine: Uuid) -> Result<Vec<Snapshot>> {
+        self.snapshots_standing(machine, Standing::Pending)
+    }
+
+    fn snapshots_standing(&self, machine: Uuid, wanted: Standing) -> Result<Vec<Snapshot>> {
+        let names: Vec<_> = self.snapshot_names(&format!("snap/{}", machine.simple()))?.into_iter().collect();
+        let standings = self.standings(&names)?;
+        let (names, locks): (Vec<_>, Vec<_>) = names
+            .into_iter()
+            .zip(standings)
+            .filter(|(_, (standing, _))| *standing == wanted)
+            .map(|(name, (_, locks))| (name, locks))
+            .unzip();
+        let manifests = self.read_manifests(&names);
+        let snapshot = |((name, manifest), locks): ((SnapshotName, Result<Manifest>), Locks)| {
+            let (machine, sequence, uuid) = name;
+            Snapshot { machine, sequence, uuid, manifest, locks }
         };
-        let mut snapshots: Vec<_> = names.into_iter().map(read).collect();
+        let mut snapshots: Vec<_> = names.into_iter().zip(manifests).zip(locks).map(snapshot).collect();
+        // One that was forgotten since the listing is no damage.
+        snapshots.retain(|snapshot| !matches!(&snapshot.manifest, Err(e) if e.kind() == ErrorKind::NotFound));
         let mut latest = jiff::Timestamp::MIN;
         let mut keys = BTreeMap::new();
         for snapshot in &snapshots {
@@ -136,14 +216,19 @@ impl Pool {
         Ok(snapshots)
     }
 
-    fn read_manifest(&self, machine: Uuid, sequence: u64, snapshot: Uuid) -> Result<Manifest> {
-        let read = |copy| self.read_manifest_copy(machine, sequence, snapshot, copy);
-        match read(Copy::A) {
-            Ok(manifest) => Ok(manifest),
-            Err(first) => {
-                read(Copy::B).map_err(|second| if first.kind() == ErrorKind::NotFound { second } else { first })
-            }
-        }
+    /// Each manifest from whichever copy is sound; the second is looked at only where the first is not.
+    pub(crate) fn read_manifests(&self, names: &[SnapshotName]) -> Vec<Result<Manifest>> {
+        let name =
+            |(machine, sequence, snapshot): &SnapshotName| names::manifest(*machine, *sequence, *snapshot, Copy::A);
+        let objects = self.blobs().store.get_each(names.iter().map(name).collect());
+        let read =
+            |(name, object): (&SnapshotName, Result<bytes::Bytes>)| match self.open_manifest(name, Copy::A, object) {
+                Ok(manifest) => Ok(manifest),
+                Err(first) => self
+                    .read_manifest_copy(name.0, name.1, name.2, Copy::B)
+                    .map_err(|second| if first.kind() == ErrorKind::NotFound { second } else { first }),
+            };
+        names.iter().zip(objects).map(read).collect()
     }
 
     pub(crate) fn read_manifest_copy(
@@ -153,12 +238,16 @@ impl Pool {
         snapshot: Uuid,
         copy: Copy,
     ) -> Result<Manifest> {
+        let object = self.blobs().store.get(&names::manifest(machine, sequence, snapshot, copy));
+        self.open_manifest(&(machine, sequence, snapshot), copy, object)
+    }
+
+    fn open_manifest(&self, name: &SnapshotName, copy: Copy, object: Result<bytes::Bytes>) -> Result<Manifest> {
         let blobs = self.blobs();
+        let &(machine, sequence, snapshot) = name;
         let name = names::manifest(machine, sequence, snapshot, copy);
         let context = manifest::context(machine, sequence, snapshot);
-        blobs
-            .store
-            .get(&name)
+        object
             .and_then(|object| open_structure(&blobs.keys, ObjectKind::Manifest, &context, &object))
             .and_then(|fields| Manifest::from_fields(&fields))
             .map_err(|error| error.at_path(std::path::Path::new(blobs.store.location()).join(name)))
@@ -167,12 +256,32 @@ impl Pool {
     /// Removes a snapshot. Its space comes back with a later prune; other snapshots are not touched.
     ///
     /// # Errors
-    /// What the store says.
+    /// `Denied` when it is locked; what the store says.
     pub fn forget(&self, snapshot: &Snapshot) -> Result<()> {
-        // The first copy goes last: as long as it is there, so is the snapshot.
-        [Copy::B, Copy::A].into_iter().try_for_each(|copy| {
-            self.blobs().store.delete(&names::manifest(snapshot.machine, snapshot.sequence, snapshot.uuid, copy))
-        })
+        self.forget_despite(snapshot, false)
+    }
+
+    /// As [`forget`](Self::forget), and a damaged note on the snapshot is no reason to keep it.
+    ///
+    /// # Errors
+    /// As [`forget`](Self::forget).
+    pub fn forget_damaged(&self, snapshot: &Snapshot) -> Result<()> {
+        self.forget_despite(snapshot, true)
+    }
+
+    fn forget_despite(&self, snapshot: &Snapshot, damage: bool) -> Result<()> {
+        self.shared()?;
+        // From here on it is no snapshot any more, and can neither be locked nor completed.
+        self.note_forgotten(snapshot.uuid, damage)?;
+        self.remove_manifest(&(snapshot.machine, snapshot.sequence, snapshot.uuid))?;
+        self.blobs().store.delete_all(&[Copy::B, Copy::A].map(|copy| names::fate(snapshot.uuid, copy)))
+    }
+
+    /// Removes the manifest of what is no snapshot any more, or never was one.
+    pub(crate) fn remove_manifest(&self, name: &SnapshotName) -> Result<()> {
+        let &(machine, sequence, snapshot) = name;
+        let backwards = [Copy::B, Copy::A];
+        self.blobs().store.delete_all(&backwards.map(|copy| names::manifest(machine, sequence, snapshot, copy)))
     }
 
     /// The UUID of the machine called `name`, which is made when there is none.

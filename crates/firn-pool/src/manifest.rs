@@ -21,6 +21,7 @@ use crate::clock;
 use crate::entropy::{Entropy, random_bytes};
 use crate::fields::{FieldWriter, Fields};
 use crate::key::{Keys, derive};
+use crate::lease::Tree;
 use crate::object::{self, FRAME_BYTES, ObjectKind};
 use crate::tree::{self, Child};
 use firn_disk::{Error, ErrorKind, Result};
@@ -136,6 +137,10 @@ const STATISTICS: u16 = 11;
 const REMARK: u16 = 12;
 
 impl DiskRecord {
+    pub(crate) fn tree(&self) -> Tree {
+        Tree { length: self.length, root: self.root }
+    }
+
     fn to_bytes(&self) -> Vec<u8> {
         let mut fields = FieldWriter::default();
         fields

@@ -7,7 +7,14 @@
 //! node/<xx>/<pack id>-a  -b                a pack of tree nodes, twice
 //! idx/<random>                             an index segment
 //! snap/<machine uuid>/<sequence>-<snapshot uuid>-a  -b     a manifest, twice
-//! note/<uuid>/<n>                          what is said of a machine or snapshot later; the highest valid n wins
+//! note/<uuid>/<n>                          what is said of a machine later; the highest valid n wins
+//! lock/<snapshot uuid>-<n>                 what is said of a snapshot later: locks, and that it was forgotten
+//! setting/<n>                              what is said of the pool: its limits; the highest valid n wins
+//! lease/<snapshot uuid>-<n>                held by whoever writes that snapshot; renewed by the next n
+//! fate/<snapshot uuid>-a  -b               whether that snapshot was confirmed or lost; the first copy decides
+//! tomb/<random>                            packs that prune wants to delete
+//! tomb/<random>-fate                       whether they are doomed, or the tombstone was undone
+//! time/<random>                            put to learn the store's time, and deleted at once
 //! ```
 //! UUIDs, pack ids and randoms are 32 hex digits, sequences and n are 16, so that names sort by number.
 
@@ -15,7 +22,7 @@ use std::fmt;
 use uuid::Uuid;
 
 /// The two places of an object that is stored twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Copy {
     A,
     B,
@@ -157,13 +164,70 @@ pub(crate) fn parse_manifest(name: &str) -> Option<(Uuid, u64, Uuid, Copy)> {
     Some((Uuid::from_bytes(unhex(machine)?), unhex_number(sequence)?, Uuid::from_bytes(unhex(snapshot)?), copy?))
 }
 
+fn parse_numbered(rest: &str, between: char) -> Option<(Uuid, u64)> {
+    let (subject, number) = rest.split_once(between)?;
+    Some((Uuid::from_bytes(unhex(subject)?), unhex_number(number)?))
+}
+
+pub(crate) fn lock(snapshot: Uuid, number: u64) -> String {
+    format!("lock/{}-{number:016x}", snapshot.simple())
+}
+
+pub(crate) fn parse_lock(name: &str) -> Option<(Uuid, u64)> {
+    parse_numbered(name.strip_prefix("lock/")?, '-')
+}
+
+pub(crate) fn lease(snapshot: Uuid, number: u64) -> String {
+    format!("lease/{}-{number:016x}", snapshot.simple())
+}
+
+pub(crate) fn parse_lease(name: &str) -> Option<(Uuid, u64)> {
+    parse_numbered(name.strip_prefix("lease/")?, '-')
+}
+
+pub(crate) fn setting(number: u64) -> String {
+    format!("setting/{number:016x}")
+}
+
+pub(crate) fn parse_setting(name: &str) -> Option<u64> {
+    unhex_number(name.strip_prefix("setting/")?)
+}
+
+pub(crate) fn fate(snapshot: Uuid, copy: Copy) -> String {
+    format!("fate/{}{copy}", snapshot.simple())
+}
+
+pub(crate) fn parse_fate(name: &str) -> Option<(Uuid, Copy)> {
+    let (snapshot, copy) = split_copy(name.strip_prefix("fate/")?);
+    Some((Uuid::from_bytes(unhex(snapshot)?), copy?))
+}
+
+pub(crate) fn tombstone(id: [u8; 16]) -> String {
+    format!("tomb/{}", hex(&id))
+}
+
+pub(crate) fn parse_tombstone(name: &str) -> Option<[u8; 16]> {
+    unhex(name.strip_prefix("tomb/")?)
+}
+
+pub(crate) fn tombstone_fate(id: [u8; 16]) -> String {
+    format!("tomb/{}-fate", hex(&id))
+}
+
+pub(crate) fn parse_tombstone_fate(name: &str) -> Option<[u8; 16]> {
+    unhex(name.strip_prefix("tomb/")?.strip_suffix("-fate")?)
+}
+
+pub(crate) fn probe(id: [u8; 16]) -> String {
+    format!("time/{}", hex(&id))
+}
+
 pub(crate) fn note(subject: Uuid, number: u64) -> String {
     format!("note/{}/{number:016x}", subject.simple())
 }
 
 pub(crate) fn parse_note(name: &str) -> Option<(Uuid, u64)> {
-    let (subject, number) = name.strip_prefix("note/")?.split_once('/')?;
-    Some((Uuid::from_bytes(unhex(subject)?), unhex_number(number)?))
+    parse_numbered(name.strip_prefix("note/")?, '/')
 }
 
 #[cfg(test)]
@@ -175,6 +239,13 @@ mod tests {
         let (a, b) = (Uuid::from_bytes([7; 16]), Uuid::from_bytes([0xAB; 16]));
         assert_eq!(parse_manifest(&manifest(a, 12, b, Copy::B)), Some((a, 12, b, Copy::B)));
         assert_eq!(parse_note(&note(a, 3)), Some((a, 3)));
+        assert_eq!(parse_lock(&lock(a, 3)), Some((a, 3)));
+        assert_eq!(parse_lease(&lease(a, 0)), Some((a, 0)));
+        assert_eq!(parse_setting(&setting(9)), Some(9));
+        assert_eq!(parse_fate(&fate(a, Copy::A)), Some((a, Copy::A)));
+        assert_eq!(parse_tombstone(&tombstone([5; 16])), Some([5; 16]));
+        assert_eq!(parse_tombstone(&tombstone_fate([5; 16])), None);
+        assert_eq!(parse_tombstone_fate(&tombstone_fate([5; 16])), Some([5; 16]));
         for kind in PackKind::BOTH {
             for copy in kind.copies() {
                 let name = pack(kind, PackId([0x1F; 16]), *copy);

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  0  8  magic "FIRNPOOL"
-//!  8  1  kind: 1 header, 2 key slot, 3 data pack, 4 node pack, 5 index segment, 6 manifest, 7 note
+//!  8  1  kind: 1 header, 2 key slot, 3 data pack, 4 node pack, 5 index segment, 6 manifest, 7 note,
+//!                8 lease, 9 fate, 10 tombstone, 11 probe
 //!  9  1  format version: 0
 //! 10  2  zero
 //! 12  4  incompat features    an unknown bit: refuse to read
@@ -26,8 +27,10 @@ pub(crate) const FRAME_BYTES: usize = 48;
 pub(crate) const CHECKSUM_BYTES: usize = 32;
 
 const MAGIC: &[u8; 8] = b"FIRNPOOL";
-/// Features that this program knows: none yet.
-const KNOWN_INCOMPAT: u32 = 0;
+/// In the header: a manifest is a snapshot only when its fate says so, and writers hold leases.
+pub(crate) const TWO_PHASE: u32 = 1;
+/// Features that this program knows.
+const KNOWN_INCOMPAT: u32 = TWO_PHASE;
 const KNOWN_ROCOMPAT: u32 = 0;
 
 /// What an object is.
@@ -40,6 +43,10 @@ pub(crate) enum ObjectKind {
     IndexSegment = 5,
     Manifest = 6,
     Note = 7,
+    Lease = 8,
+    Fate = 9,
+    Tombstone = 10,
+    Probe = 11,
 }
 
 impl ObjectKind {
@@ -52,6 +59,10 @@ impl ObjectKind {
             Self::IndexSegment => "index segment",
             Self::Manifest => "manifest",
             Self::Note => "note",
+            Self::Lease => "lease",
+            Self::Fate => "fate",
+            Self::Tombstone => "tombstone",
+            Self::Probe => "probe",
         }
     }
 }
@@ -72,6 +83,8 @@ pub(crate) struct Frame {
     pub(crate) domain: Uuid,
     /// Whether an unknown feature forbids writing to what this object describes.
     pub(crate) read_only: bool,
+    /// The features without which it cannot be read, all of them known.
+    pub(crate) incompat: u32,
 }
 
 /// Reads the frame of an object that should be of `kind`.
@@ -91,18 +104,25 @@ pub(crate) fn read_frame(bytes: &[u8], kind: ObjectKind) -> Result<Frame> {
     if record.u8(8)? != kind as u8 {
         return Err(record.corrupt(8, format!("an object of kind {} stands here", record.u8(8)?)));
     }
-    let unknown = record.le_u32(12)? & !KNOWN_INCOMPAT;
+    let incompat = record.le_u32(12)?;
+    let unknown = incompat & !KNOWN_INCOMPAT;
     if unknown != 0 {
         return Err(newer(record.unsupported(12, format!("unknown features {unknown:#x}"))));
     }
     let read_only = record.le_u32(16)? & !KNOWN_ROCOMPAT != 0;
-    Ok(Frame { domain: Uuid::from_bytes(record.array(32)?), read_only })
+    Ok(Frame { domain: Uuid::from_bytes(record.array(32)?), read_only, incompat })
 }
 
 /// A whole small object: frame, payload, checksum.
 pub(crate) fn seal_small(kind: ObjectKind, domain: Uuid, payload: &[u8]) -> Vec<u8> {
+    seal_with_features(kind, domain, 0, payload)
+}
+
+/// A small object that readers must refuse who do not know the features `incompat`.
+pub(crate) fn seal_with_features(kind: ObjectKind, domain: Uuid, incompat: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(FRAME_BYTES + payload.len() + CHECKSUM_BYTES);
     bytes.extend_from_slice(&frame(kind, domain));
+    bytes[12..16].copy_from_slice(&incompat.to_le_bytes());
     bytes.extend_from_slice(payload);
     let checksum = blake3::hash(&bytes);
     bytes.extend_from_slice(checksum.as_bytes());
@@ -127,6 +147,11 @@ pub(crate) fn open_small(bytes: &[u8], kind: ObjectKind) -> Result<(Frame, &[u8]
         return Err(corrupt("its checksum does not hold"));
     }
     Ok((frame?, &bytes[FRAME_BYTES..end]))
+}
+
+/// Whether a small object of whatever kind is as it was written.
+pub(crate) fn checksum_of_any_holds(bytes: &[u8]) -> bool {
+    bytes.len().checked_sub(CHECKSUM_BYTES).is_some_and(|end| end >= FRAME_BYTES && checksum_holds(bytes, end))
 }
 
 fn checksum_holds(bytes: &[u8], end: usize) -> bool {

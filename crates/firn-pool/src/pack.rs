@@ -14,9 +14,11 @@
 
 use crate::entropy::{Entropy, random_bytes};
 use crate::key::Keys;
-use crate::names::{PackId, PackKind};
+use crate::names::{self, Copy, PackId, PackKind};
 use crate::object::{self, FRAME_BYTES, ObjectKind};
 use crate::seal::{BlobId, BlobType, MOST_CONTENT_BYTES, PackCipher, SEAL_BYTES};
+use crate::store::Store;
+use bytes::Bytes;
 use firn_disk::{Error, Record, Result};
 use std::ops::Range;
 use uuid::Uuid;
@@ -117,6 +119,18 @@ impl PackBuilder {
         let checksum = trailer_checksum(&self.bytes[..HEAD_BYTES], &self.bytes[start..]);
         self.bytes.extend_from_slice(&checksum);
         FinishedPack { kind: self.kind, id: self.id, bytes: self.bytes, entries: self.entries }
+    }
+}
+
+/// Stores the bytes of a finished pack, once or twice as its kind asks for.
+///
+/// # Errors
+/// What the store says.
+pub(crate) fn store(store: &Store, kind: PackKind, id: PackId, bytes: &Bytes) -> Result<()> {
+    let name = |copy: &Option<Copy>| names::pack(kind, id, *copy);
+    match kind.copies() {
+        [first, second] => store.create_both([name(first), name(second)], bytes),
+        copies => copies.iter().try_for_each(|copy| store.create_own(&name(copy), bytes)),
     }
 }
 

@@ -9,6 +9,7 @@ use crate::index::Index;
 use crate::key::slot::{self, Slot};
 use crate::key::{Credential, KeySlotInfo, Keys, NewCredential, RecoveryKey, Scope, SlotKind};
 use crate::manifest::DiskRecord;
+use crate::mutant::Mutant;
 use crate::names::{self, Copy};
 use crate::object::FORMAT_VERSION;
 use crate::store::Store;
@@ -100,6 +101,9 @@ pub struct Pool {
     header: Header,
     chunker: Option<Chunker>,
     entropy: Arc<dyn Entropy>,
+    mutant: Option<Mutant>,
+    /// One thread does everything, one thing after the other.
+    is_simulated: bool,
 }
 
 /// The cache folder of the user that runs this: `$XDG_CACHE_HOME/firn` or `~/.cache/firn`.
@@ -120,7 +124,7 @@ impl Pool {
     /// `Exists` when there is a pool, or anything else in the folder; `Invalid` for a weak credential; what the
     /// store says. After an error there may be a folder but there is no pool.
     pub fn init(location: &str, options: &InitOptions<'_>) -> Result<Option<RecoveryKey>> {
-        let cut = options.cut.check()?;
+        options.cut.check()?;
         let entropy = options.entropy.as_ref();
         let keys = match options.same_keys_as {
             None => Keys::from_master(random_uuid(entropy)?, Zeroizing::new(random_bytes(entropy)?))?,
@@ -143,7 +147,17 @@ impl Pool {
                 recovery = Some(key);
             }
         }
-        let store = Store::create(location)?;
+        Self::init_store(&Store::create(location)?, location, slots, &keys, options)?;
+        Ok(recovery)
+    }
+
+    fn init_store(
+        store: &Store,
+        location: &str,
+        slots: Vec<Slot>,
+        keys: &Keys,
+        options: &InitOptions<'_>,
+    ) -> Result<()> {
         let objects = store.list("")?;
         if !objects.is_empty() {
             let is_pool = objects.iter().any(|object| Copy::BOTH.map(names::header).contains(&object.name));
@@ -152,20 +166,29 @@ impl Pool {
                 .at_path(location)
                 .hint("name a folder that is empty or does not exist yet; a pool that exists needs no init"));
         }
-        let header = Header::new(&keys, random_uuid(entropy)?, options.created, cut)?;
+        let header = Header::new(keys, random_uuid(options.entropy.as_ref())?, options.created, options.cut.check()?)?;
         let mut written = 0;
         let made = slots
             .iter()
-            .try_for_each(|slot| write_slot(&store, slot).inspect(|()| written += 1))
+            .try_for_each(|slot| write_slot(store, slot).inspect(|()| written += 1))
             // The header makes the pool; whoever comes second fails here.
-            .and_then(|()| header.write(&store));
+            .and_then(|()| header.write(store));
         if made.is_err() {
             // So that the same command can be given again. What cannot be removed either is told of next time.
             for (slot, copy) in slots.iter().take(written).flat_map(|slot| Copy::BOTH.map(|copy| (slot, copy))) {
                 let _ = store.delete(&names::key_slot(slot.info.uuid, copy));
             }
         }
-        made.map(|()| recovery)
+        made
+    }
+
+    /// Makes a pool without a password in `store`.
+    #[cfg(test)]
+    pub(crate) fn init_clear(store: &Store, options: &InitOptions<'_>) -> Result<()> {
+        let entropy = options.entropy.as_ref();
+        let keys = Keys::from_master(random_uuid(entropy)?, Zeroizing::new(random_bytes(entropy)?))?;
+        let slot = Slot::create(&keys, &options.credential, Scope::All, "", options.created, entropy)?;
+        Self::init_store(store, store.location(), vec![slot], &keys, options)
     }
 
     /// What anybody can tell of the pool at `location`, without a key.
@@ -183,14 +206,38 @@ impl Pool {
     /// `NotFound` when there is none, `Denied` when no key slot opens with the credential, `Corrupt`,
     /// `Unsupported`.
     pub fn open(location: &str, options: OpenOptions) -> Result<Self> {
-        let store = Store::open(location)?;
+        Self::open_store(Store::open(location)?, options)
+    }
+
+    /// Opens the pool in `store`.
+    pub(crate) fn open_store(store: Store, options: OpenOptions) -> Result<Self> {
         let header = Header::read(&store)?;
         let keys = unlock(&store, &header, options.credential.as_ref())?;
-        header.check(&keys).map_err(|error| error.at_path(location))?;
+        header.check(&keys).map_err(|error| error.at_path(store.location()))?;
         let cache = options.cache_folder.map(|folder| folder.join(header.pool.to_string()));
         let index = Index::open(&store, header.domain, cache.as_deref())?;
         let chunker = keys.full().ok().map(|full| Chunker::new(full.cut.clone(), header.cut));
-        Ok(Self { blobs: Arc::new(Blobs { store, index, keys }), header, chunker, entropy: options.entropy })
+        let blobs = Arc::new(Blobs { store, index, keys });
+        Ok(Self { blobs, header, chunker, entropy: options.entropy, mutant: None, is_simulated: false })
+    }
+
+    /// Whether all that is done shall be done by one thread, so that it happens in the same order each time.
+    pub(crate) fn is_simulated(&self) -> bool {
+        cfg!(test) && self.is_simulated
+    }
+
+    /// Whether this pool shall do one of the known wrong things, to see that the simulation notices.
+    pub(crate) fn mutates(&self, mutant: Mutant) -> bool {
+        cfg!(test) && self.mutant == Some(mutant)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn simulated(self, mutant: Option<Mutant>) -> Self {
+        Self { mutant, is_simulated: true, ..self }
+    }
+
+    pub(crate) fn header(&self) -> &Header {
+        &self.header
     }
 
     pub(crate) fn blobs(&self) -> &Blobs {
@@ -215,12 +262,26 @@ impl Pool {
     /// # Errors
     /// `Unsupported` when a feature of the pool forbids this program to write, `Denied` when its key does.
     pub(crate) fn writable(&self) -> Result<()> {
+        self.shared()?;
+        self.blobs.keys.full().map(|_| ())
+    }
+
+    /// Whether objects may be put and removed here, as the structure key is enough for.
+    ///
+    /// # Errors
+    /// `Unsupported` when a feature of the pool, or the want of one, forbids that.
+    pub(crate) fn shared(&self) -> Result<()> {
+        if !self.header.two_phase {
+            return Err(Error::unsupported("this pool was made by an early firn; it can be read but not changed")
+                .at_path(self.blobs.store.location())
+                .hint("make a new pool and take its snapshots over: `firn restore`, then `firn snap`"));
+        }
         if self.header.read_only {
             return Err(Error::unsupported("this pool has features that this firn can read but not write")
                 .at_path(self.blobs.store.location())
                 .hint("use the newer firn that made it"));
         }
-        self.blobs.keys.full().map(|_| ())
+        Ok(())
     }
 
     /// The pool's UUID.

@@ -1,17 +1,19 @@
 //! The index from the packs alone, and packs that a killed writer left without an index.
 
+use crate::fate::Fate;
 use crate::index::SegmentBuilder;
 use crate::names::{self, Copy, PackId, PackKind};
 use crate::pack::{Directory, DirectoryReader};
 use crate::pool::Pool;
 use crate::store::{ObjectInfo, Store};
+use crate::tombstone;
 use crate::verify::Problem;
 use firn_disk::{Error, ErrorKind, Result};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
-/// Entries in one segment at most, so that reading it stays within 24 MB.
-const SEGMENT_ENTRIES: usize = 1 << 20;
+/// Entries in one segment at most, so that reading it stays within 6 MB.
+const SEGMENT_ENTRIES: usize = 1 << 18;
 
 /// Packs with the objects that are their copies.
 pub(crate) type StoredPacks = BTreeMap<(PackKind, PackId), Vec<(Option<Copy>, ObjectInfo)>>;
@@ -48,22 +50,40 @@ pub(crate) fn fetch_directory(store: &Store, kind: PackKind, object: &ObjectInfo
 
 impl Pool {
     /// Compares the index with the packs that are stored. Packs in no segment, the work of a snapshot that was killed,
-    /// are made known; packs that are lost or cut short are kept in mind, so that what stood in them is stored again.
+    /// are made known; packs that are lost or cut short are kept in mind, and so are those under a tombstone: what stands
+    /// in them is stored again. Answers the tombstones that may still take effect, and the bytes of all packs.
+    ///
+    /// The caller holds a lease already, so that no tombstone is put unseen that does not wait for it. Tombstones are
+    /// listed before packs: one that is gone by then took its packs along.
     ///
     /// A pack that cannot be read is left alone; `firn verify` tells of it.
-    pub(crate) fn reconcile_packs(&self) -> Result<()> {
+    pub(crate) fn reconcile_packs(&self) -> Result<(BTreeSet<[u8; 16]>, u64)> {
         let blobs = self.blobs();
+        let tombstones = tombstone::list(&blobs.store, &blobs.keys)?;
+        if let Some((id, _, error)) = tombstones.damaged.into_iter().next() {
+            let hint =
+                "`firn prune` removes it when it is a day old; until then it is not known which packs to keep off";
+            return Err(error.at_path(Path::new(blobs.store.location()).join(names::tombstone(id))).hint(hint));
+        }
+        let standing: Vec<_> =
+            tombstones.sound.into_iter().filter(|tombstone| tombstone.fate != Some(Fate::Undone)).collect();
+        blobs.index.refresh(&blobs.store, blobs.keys.domain)?;
         let mut stored = stored_packs(&blobs.store)?;
-        let mut lost = HashSet::new();
+        let bytes = stored.values().flatten().map(|(_, object)| object.size).sum();
+        let doomed: HashSet<PackId> =
+            standing.iter().flat_map(|tombstone| tombstone.packs.iter().map(|(_, id)| *id)).collect();
+        stored.retain(|(_, id), _| !doomed.contains(id));
+        let mut usable = HashSet::new();
         for pack in blobs.index.packs() {
             let copies = stored.remove(&(pack.kind, pack.id)).unwrap_or_default();
-            if !copies.iter().any(|(_, object)| object.size == u64::from(pack.size)) {
-                lost.insert(pack.id);
+            if copies.iter().any(|(_, object)| object.size == u64::from(pack.size)) {
+                usable.insert(pack.id);
             }
         }
-        blobs.index.set_lost(lost);
+        blobs.index.set_usable(usable);
         stored.retain(|(kind, _), copies| is_complete(*kind, copies));
-        self.index_packs(stored, &mut |_| {})
+        self.index_packs(stored, &mut |_| {})?;
+        Ok((standing.into_iter().map(|tombstone| tombstone.id).collect(), bytes))
     }
 
     /// Makes the index again from the packs alone. Answers what could not be read.

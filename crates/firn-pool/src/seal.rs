@@ -13,6 +13,7 @@
 
 use crate::key::{Keys, Secret, derive};
 use crate::names::{PackId, PackKind};
+use crate::pack::PackEntry;
 use firn_disk::{Error, ErrorKind, Result};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use std::fmt;
@@ -227,6 +228,23 @@ impl Opener {
         Ok(())
     }
 
+    /// The plain form of a blob as it stands in a pack, after its content was compared with its name as far as the keys
+    /// allow. It can be sealed again into another pack.
+    ///
+    /// # Errors
+    /// As [`chunk_into`](Self::chunk_into).
+    pub(crate) fn checked_plain<'a>(
+        &mut self,
+        keys: &Keys,
+        cipher: &PackCipher,
+        stored: &'a mut [u8],
+        entry: &PackEntry,
+    ) -> Result<&'a [u8]> {
+        let plain = cipher.open(stored, u64::from(entry.offset), entry.kind, &entry.id)?;
+        self.unpack(keys, plain, entry.kind, &entry.id)?;
+        Ok(plain)
+    }
+
     /// Opens a blob whose length is not known. Its id is checked when the id key is known; the tag alone vouches for
     /// it otherwise.
     ///
@@ -242,6 +260,10 @@ impl Opener {
         id: &BlobId,
     ) -> Result<Vec<u8>> {
         let plain = cipher.open(stored, offset, kind, id)?;
+        self.unpack(keys, plain, kind, id)
+    }
+
+    fn unpack(&mut self, keys: &Keys, plain: &[u8], kind: BlobType, id: &BlobId) -> Result<Vec<u8>> {
         let content = match plain.split_first() {
             Some((&CODEC_RAW, raw)) if raw.len() <= MOST_CONTENT_BYTES => raw.to_vec(),
             Some((&CODEC_ZSTD, packed)) => {

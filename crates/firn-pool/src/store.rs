@@ -1,22 +1,32 @@
 //! [`Store`]: the object store behind a pool, for callers that block.
 //!
 //! What is relied on: an object appears whole or not at all; creating an object that exists fails; an object
-//! that was put is durable when the call returns (the local store is told to fsync file and folder).
-//! Compare-and-swap is not relied on, because the local store has none.
+//! that was put is durable when the call returns (the local store is told to fsync file and folder), and so is its
+//! removal (which the local store forgets about, so the folder is synced here). A listing shows what was there all
+//! the while. Compare-and-swap is not relied on, because the local store has none.
+//!
+//! A put whose answer was lost may have gone well. Names that nobody else would use are therefore put by
+//! [`Store::create_own`], which looks before it gives up.
 //!
 //! No call here may be made from the runtime's own threads.
 
+use crate::entropy::{Entropy, random_bytes};
+use crate::names;
+use crate::object::{self, ObjectKind};
 use bytes::Bytes;
 use firn_disk::{Error, ErrorKind, Result};
 use futures::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Runtime;
+use uuid::Uuid;
 
 /// How many ranges of objects are fetched at once, over all readers of one pool.
 pub(crate) const FETCHES: usize = 16;
@@ -24,16 +34,56 @@ pub(crate) const FETCHES: usize = 16;
 /// ext file systems have such a folder in their root, which only root may look into.
 const LOST_AND_FOUND: &str = "lost+found";
 
-/// An object's name and length in bytes.
+/// More folders than a pool has, one for each first byte of a pack's id and one a machine.
+const MOST_FOLDERS: usize = 1 << 20;
+
+/// An object's name, its length in bytes, and when it was put, by the store's clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ObjectInfo {
     pub(crate) name: String,
     pub(crate) size: u64,
+    pub(crate) modified: StoreTime,
 }
 
 impl From<ObjectMeta> for ObjectInfo {
     fn from(meta: ObjectMeta) -> Self {
-        Self { name: meta.location.to_string(), size: meta.size }
+        let modified = StoreTime(meta.last_modified.timestamp_nanos_opt().unwrap_or_default());
+        Self { name: meta.location.to_string(), size: meta.size, modified }
+    }
+}
+
+/// Nanoseconds since 1970 by the clock of the store, which all who use it share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct StoreTime(pub(crate) i64);
+
+impl StoreTime {
+    /// How long before `self` that was; zero for what lies in the future, as after a clock was set back.
+    pub(crate) fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+}
+
+/// Makes removals durable, where the object store does not.
+pub(crate) trait Settle: std::fmt::Debug + Send + Sync {
+    /// What was removed from `folder` (without its slash; empty for the root) stays removed after a power loss.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn settle(&self, folder: &str) -> std::io::Result<()>;
+}
+
+/// A pool's folder on a file system.
+#[derive(Debug)]
+struct LocalFolder(PathBuf);
+
+impl Settle for LocalFolder {
+    fn settle(&self, folder: &str) -> std::io::Result<()> {
+        match std::fs::File::open(self.0.join(folder)) {
+            Ok(folder) => folder.sync_all(),
+            // What never was cannot come back.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -42,6 +92,9 @@ impl From<ObjectMeta> for ObjectInfo {
 pub(crate) struct Store {
     runtime: Runtime,
     objects: Arc<dyn ObjectStore>,
+    settle: Option<Arc<dyn Settle>>,
+    /// The folder that it is, if it is one.
+    folder: Option<PathBuf>,
     /// What errors call it.
     location: String,
 }
@@ -61,7 +114,8 @@ impl Store {
         let objects = LocalFileSystem::new_with_prefix(&folder)
             .map_err(|error| convert(error, "open").at_path(&folder))?
             .with_fsync(true);
-        Self::over(Arc::new(objects), location)
+        let settle: Arc<dyn Settle> = Arc::new(LocalFolder(folder.clone()));
+        Ok(Self { folder: Some(folder), ..Self::over(Arc::new(objects), Some(settle), location)? })
     }
 
     /// Makes the folder that `location` names, if it is missing, and opens it. A new one is for its owner alone.
@@ -85,15 +139,59 @@ impl Store {
         Self::open(location)
     }
 
-    /// A store over any object store.
-    pub(crate) fn over(objects: Arc<dyn ObjectStore>, location: &str) -> Result<Self> {
+    /// A store over any object store; `settle` is for those whose removals do not last by themselves.
+    pub(crate) fn over(objects: Arc<dyn ObjectStore>, settle: Option<Arc<dyn Settle>>, location: &str) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .max_blocking_threads(FETCHES)
             .thread_name("firn-store")
             .build()
             .map_err(|error| Error::from_io("start the store's threads", error))?;
-        Ok(Self { runtime, objects, location: location.to_owned() })
+        Ok(Self { runtime, objects, settle, folder: None, location: location.to_owned() })
+    }
+
+    /// Bytes that can still be stored; `None` where there is no such bound.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn free_bytes(&self) -> Result<Option<u64>> {
+        let Some(folder) = &self.folder else { return Ok(None) };
+        let failed = |error: rustix::io::Errno| Error::from_io("ask for free space", error.into()).at_path(folder);
+        let stat = rustix::fs::statvfs(folder).map_err(failed)?;
+        Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))
+    }
+
+    /// Removes uploads that were cut off longer than `age` before `now`. They are files that the object store itself
+    /// passes over, and take space.
+    ///
+    /// # Errors
+    /// What the system says to reading the folders.
+    pub(crate) fn remove_cut_uploads(&self, age: Duration, now: StoreTime) -> Result<()> {
+        let mut folders: Vec<PathBuf> = self.folder.iter().cloned().collect();
+        while let Some(folder) = folders.pop() {
+            let failed = |error| Error::from_io("list", error).at_path(&folder);
+            for entry in std::fs::read_dir(&folder).map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                let kind = entry.file_type().map_err(failed)?;
+                let name = entry.file_name();
+                // No deeper than objects lie: data/xx/pack.
+                if kind.is_dir() && name != LOST_AND_FOUND && folders.len() < MOST_FOLDERS {
+                    folders.push(entry.path());
+                }
+                let is_upload = name.to_string_lossy().rsplit_once('#').is_some_and(|(_, number)| {
+                    !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit())
+                });
+                let modified = || {
+                    let since = entry.metadata().ok()?.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+                    Some(StoreTime(i64::try_from(since.as_nanos()).ok()?))
+                };
+                if kind.is_file() && is_upload && modified().is_some_and(|modified| now.since(modified) > age) {
+                    // Only tidying up.
+                    let _ = std::fs::remove_file(entry.path());
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn location(&self) -> &str {
@@ -115,6 +213,53 @@ impl Store {
             .block_on(self.objects.put_opts(&path, PutPayload::from(bytes), options))
             .map(|_| ())
             .map_err(|error| self.failed(error, "write", name))
+    }
+
+    /// Puts an object under a name that nobody else would use. Where the answer to a put was lost, or a repeated put
+    /// says that the name is taken, what stands there decides.
+    ///
+    /// # Errors
+    /// As [`create_object`](Self::create_object).
+    pub(crate) fn create_own(&self, name: &str, bytes: &Bytes) -> Result<()> {
+        self.create_object(name, bytes.clone()).or_else(|error| match self.get(name) {
+            Ok(stored) if stored == *bytes => Ok(()),
+            _ => Err(error),
+        })
+    }
+
+    /// The store's time: an object is put, looked at, and removed.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub(crate) fn now(&self, domain: Uuid, entropy: &dyn Entropy) -> Result<StoreTime> {
+        let name = names::probe(random_bytes(entropy)?);
+        let bytes = object::seal_small(ObjectKind::Probe, domain, &[]);
+        self.create_own(&name, &bytes.into())?;
+        let meta = self.runtime.block_on(self.objects.head(&ObjectPath::from(name.as_str())));
+        // One that stays is removed by a later prune.
+        let _ = self.delete(&name);
+        meta.map(|meta| ObjectInfo::from(meta).modified).map_err(|error| self.failed(error, "look at", &name))
+    }
+
+    /// Whether there is such an object.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub(crate) fn exists(&self, name: &str) -> Result<bool> {
+        match self.runtime.block_on(self.objects.head(&ObjectPath::from(name))) {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(self.failed(error, "look at", name)),
+        }
+    }
+
+    /// Whole objects, at most [`FETCHES`] at once, in the order asked for.
+    pub(crate) fn get_each(&self, names: Vec<String>) -> Vec<Result<Bytes>> {
+        let fetch = |name: String| async move {
+            let object = async { self.objects.get(&ObjectPath::from(name.as_str())).await?.bytes().await };
+            object.await.map_err(|error| self.failed(error, "read", &name))
+        };
+        self.runtime.block_on(futures::stream::iter(names.into_iter().map(fetch)).buffered(FETCHES).collect())
     }
 
     /// The whole object.
@@ -169,8 +314,8 @@ impl Store {
     /// As [`create_object`](Self::create_object).
     pub(crate) fn create_both(&self, names: [String; 2], bytes: &Bytes) -> Result<()> {
         let [first, second] = &names;
-        self.create_object(first, bytes.clone())?;
-        self.create_object(second, bytes.clone()).inspect_err(|_| {
+        self.create_own(first, bytes)?;
+        self.create_own(second, bytes).inspect_err(|_| {
             // The failure that matters is told; half of a pair that cannot be removed either does no harm.
             let _ = self.delete(first);
         })
@@ -199,12 +344,32 @@ impl Store {
         self.objects.list(Some(&folder)).map_ok(ObjectInfo::from).try_collect().await
     }
 
-    /// Removes an object; one that is not there is as good as removed.
+    /// Removes an object for good; one that is not there is as good as removed.
     pub(crate) fn delete(&self, name: &str) -> Result<()> {
-        match self.runtime.block_on(self.objects.delete(&ObjectPath::from(name))) {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(self.failed(error, "delete", name)),
+        self.delete_all(std::slice::from_ref(&name))
+    }
+
+    /// Removes objects, in this order; all are gone for good when this returns.
+    ///
+    /// # Errors
+    /// The first failure; later ones are then still there.
+    pub(crate) fn delete_all(&self, names: &[impl AsRef<str>]) -> Result<()> {
+        let mut folders = BTreeSet::new();
+        for name in names.iter().map(AsRef::as_ref) {
+            match self.runtime.block_on(self.objects.delete(&ObjectPath::from(name))) {
+                // Gone already, maybe by somebody who has not synced yet: what follows may build on it.
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => {
+                    folders.insert(name.rsplit_once('/').map_or("", |(folder, _)| folder));
+                }
+                Err(error) => return Err(self.failed(error, "delete", name)),
+            }
         }
+        let Some(settle) = &self.settle else { return Ok(()) };
+        folders.into_iter().try_for_each(|folder| {
+            settle.settle(folder).map_err(|error| {
+                Error::from_io("sync the folder", error).at_path(Path::new(&self.location).join(folder))
+            })
+        })
     }
 }
 

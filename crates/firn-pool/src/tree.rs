@@ -24,7 +24,7 @@ pub(crate) const FAN_OUT: u64 = 256;
 const MOST_LEVELS: u32 = 5;
 
 /// What stands in the place of a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Child {
     /// Nothing but hole.
     Hole,

@@ -8,9 +8,12 @@
 //! Nothing is changed. Damage is reported by object and by the snapshots that it reaches.
 
 use crate::disk::PoolDisk;
+use crate::fate;
 use crate::header::Header;
 use crate::index::{Index, Location};
 use crate::key::slot::Slot;
+use crate::lease;
+use crate::lock;
 use crate::manifest::Manifest;
 use crate::names::{self, Copy, PackId, PackKind};
 use crate::note;
@@ -20,11 +23,13 @@ use crate::pool::Pool;
 use crate::rebuild::stored_packs;
 use crate::seal::{BlobId, Opener, PackCipher};
 use crate::store::{ObjectInfo, Store};
+use crate::tombstone;
 use crate::tree::{self, Child, RunKind};
 use firn_disk::{Error, ErrorKind, Result};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use uuid::Uuid;
 
 /// How deep to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -126,12 +131,7 @@ impl Pool {
             damaged = scrub(store, &Header::read(store)?, index, open, progress, &mut report)?;
         }
         Walk::new(self, damaged, progress)?.machines(&mut report)?;
-        let sealed_notes = self.blobs().store.list("note")?;
-        for object in sealed_notes {
-            if let Err(error) = note::check(&self.blobs().store, &self.blobs().keys, &object.name) {
-                report.problems.push(Problem::object(&object.name, error.to_string()));
-            }
-        }
+        self.check_sealed(&mut report)?;
         for problem in self.blobs().index.damaged() {
             report.problems.push(problem);
         }
@@ -139,6 +139,34 @@ impl Pool {
         report.problems.dedup_by(|a, b| a.what == b.what);
         report.damaged_snapshots.sort();
         Ok(report)
+    }
+}
+
+impl Pool {
+    /// Opens the small sealed objects besides manifests.
+    fn check_sealed(&self, report: &mut VerifyReport) -> Result<()> {
+        let (store, keys) = (&self.blobs().store, &self.blobs().keys);
+        for folder in ["note", "lock", "setting", "lease", "fate", "tomb"] {
+            for object in store.list(folder)? {
+                let name = &object.name;
+                let checked = match folder {
+                    "note" => note::check(store, keys, name),
+                    "lock" => lock::check(store, keys, name),
+                    "setting" => self.check_setting(name),
+                    "lease" => lease::check(store, keys, name),
+                    "tomb" if names::parse_tombstone_fate(name).is_none() => tombstone::check(store, keys, name),
+                    _ => fate::check(store, keys, name),
+                };
+                match checked {
+                    // Some of these come and go while the pool is looked at.
+                    Err(error) if error.kind() != ErrorKind::NotFound => {
+                        report.problems.push(Problem::object(name, error.to_string()));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -197,14 +225,18 @@ impl Damage {
 }
 
 /// Objects that should be stored twice and are not. A pack of nodes that the index does not know is half of what a
-/// snapshot left that was stopped, or is being written: nothing needs it.
+/// snapshot left that was stopped, or is being written: nothing needs it. Nor is a manifest needed that is not confirmed.
 fn missing_copies(objects: &[ObjectInfo], index: &Index) -> Vec<Problem> {
     let known: HashSet<PackId> = index.packs().into_iter().map(|pack| pack.id).collect();
-    let is_needed = |name: &str| names::parse_pack(name).is_none_or(|(_, id, _)| known.contains(&id));
+    let decided: HashSet<Uuid> = objects.iter().filter_map(|object| Some(names::parse_fate(&object.name)?.0)).collect();
+    let is_needed = |name: &str| {
+        names::parse_pack(name).is_none_or(|(_, id, _)| known.contains(&id))
+            && names::parse_manifest(name).is_none_or(|(_, _, snapshot, _)| decided.contains(&snapshot))
+    };
     let present: HashSet<&str> = objects.iter().map(|object| object.name.as_str()).collect();
     let other = |name: &str| {
-        let doubled =
-            name.starts_with("header") || ["key/", "node/", "snap/"].iter().any(|folder| name.starts_with(folder));
+        let doubled = name.starts_with("header")
+            || ["key/", "node/", "snap/", "fate/"].iter().any(|folder| name.starts_with(folder));
         match names::split_copy(name) {
             (stem, Some(Copy::A)) if doubled => Some(format!("{stem}{}", Copy::B)),
             (stem, Some(Copy::B)) if doubled => Some(format!("{stem}{}", Copy::A)),
@@ -226,6 +258,8 @@ fn scrub_object(store: &Store, header: &Header, open: Option<&Pool>, object: &Ob
     }
     let bytes = match store.get(name) {
         Ok(bytes) => bytes,
+        // A snapshot or prune that was at work meanwhile was done with it.
+        Err(error) if error.kind() == ErrorKind::NotFound => return (Vec::new(), damage),
         Err(error) => return (problem(error.to_string()), damage),
     };
     if let Some((kind, id, _)) = names::parse_pack(name) {
@@ -236,7 +270,12 @@ fn scrub_object(store: &Store, header: &Header, open: Option<&Pool>, object: &Ob
         "key" => ObjectKind::KeySlot,
         "idx" => ObjectKind::IndexSegment,
         "snap" => ObjectKind::Manifest,
-        "note" => ObjectKind::Note,
+        "note" | "lock" | "setting" => ObjectKind::Note,
+        "lease" => ObjectKind::Lease,
+        "fate" => ObjectKind::Fate,
+        "tomb" if names::parse_tombstone_fate(name).is_some() => ObjectKind::Fate,
+        "tomb" => ObjectKind::Tombstone,
+        "time" => ObjectKind::Probe,
         _ => return (problem("no pool has an object of this name".to_owned()), damage),
     };
     let checked = object::open_small(&bytes, kind).and_then(|(frame, _)| {

@@ -37,4 +37,4 @@ pub use qemu::{QemuSource, resume_machine};
 pub use source::{
     Attachment, Changed, Finding, FrozenDisk, Health, Outcome, Plan, PlannedDisk, PreviousDisk, Request, Source,
 };
-pub use uri::{SourceOptions, open};
+pub use uri::{SourceOptions, open, source_of_disk};

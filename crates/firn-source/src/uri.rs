@@ -51,3 +51,11 @@ pub fn open(uri: &str, options: &SourceOptions) -> Result<Box<dyn Source>> {
             .hint("name an image file, a block device, nbd://HOST/EXPORT, or a source that `firn snap --help` lists")),
     }
 }
+
+/// The URI by which the source of a disk is opened again, from [`FrozenDisk::source`](crate::FrozenDisk::source).
+pub fn source_of_disk(uri: &str) -> String {
+    match uri.split_once(':') {
+        Some(("qemu", _)) => crate::qemu::machine_of(uri).unwrap_or_else(|_| uri.to_owned()),
+        _ => uri.to_owned(),
+    }
+}

@@ -7,9 +7,12 @@
 
 mod run;
 mod segment;
+mod view;
 
 pub(crate) use segment::{IndexedPack, SegmentBuilder};
+pub(crate) use view::IndexView;
 
+use crate::entropy::{Entropy, random_bytes};
 use crate::names::{self, PackId, PackKind};
 use crate::seal::BlobId;
 use crate::store::Store;
@@ -17,14 +20,14 @@ use crate::verify::Problem;
 use firn_disk::{ErrorKind, Result};
 use run::Run;
 use segment::Segment;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use uuid::Uuid;
 
-/// Entries that are gathered from small segments before they become a run: 24 MB of memory.
-const BATCH_ENTRIES: usize = 1 << 20;
+/// Entries that are gathered from small segments before they become a run: 6 MB of memory.
+const BATCH_ENTRIES: usize = 1 << 18;
 
 /// Where a blob stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,7 +54,8 @@ pub(crate) struct Index {
     runs: RwLock<Vec<Arc<Run>>>,
     /// Segments that could not be read. What only they name is not found until the index is rebuilt.
     damaged: RwLock<Vec<Problem>>,
-    lost: RwLock<HashSet<PackId>>,
+    /// Packs that a writer may build on; `None` while nobody said.
+    usable: RwLock<Option<HashSet<PackId>>>,
 }
 
 impl Index {
@@ -64,8 +68,7 @@ impl Index {
     /// What the store says.
     pub(crate) fn open(store: &Store, domain: Uuid, folder: Option<&Path>) -> Result<Self> {
         let folder = folder.filter(|folder| std::fs::create_dir_all(folder).is_ok()).map(Path::to_path_buf);
-        let mut missing: HashSet<[u8; 16]> =
-            store.list("idx")?.iter().filter_map(|object| names::parse_segment(&object.name)).collect();
+        let mut missing = listed(store)?;
         let mut runs = Vec::new();
         for run in folder.as_deref().map(Run::load_all).unwrap_or_default() {
             if run.segments().iter().all(|segment| missing.contains(segment)) {
@@ -76,24 +79,42 @@ impl Index {
             }
         }
         runs.sort_by_key(|run| std::cmp::Reverse(run.entry_count()));
-        let index = Self { folder, runs: RwLock::new(runs), damaged: RwLock::default(), lost: RwLock::default() };
-        index.fetch(store, domain, missing.into_iter().collect())?;
+        let index = Self { folder, runs: RwLock::new(runs), damaged: RwLock::default(), usable: RwLock::default() };
+        index.fetch(store, domain, missing)?;
         Ok(index)
     }
 
-    /// Looks for segments that were written since; answers whether there were any.
+    /// An index of nothing, which keeps its runs in memory.
+    fn in_memory() -> Self {
+        Self { folder: None, runs: RwLock::default(), damaged: RwLock::default(), usable: RwLock::default() }
+    }
+
+    /// Looks for segments that were written since, and forgets those that are gone; answers whether there were new
+    /// ones.
     ///
     /// # Errors
     /// What the store says.
     pub(crate) fn refresh(&self, store: &Store, domain: Uuid) -> Result<bool> {
-        let mut missing: HashSet<[u8; 16]> =
-            store.list("idx")?.iter().filter_map(|object| names::parse_segment(&object.name)).collect();
-        for run in self.runs.read().unwrap_or_else(PoisonError::into_inner).iter() {
-            missing.retain(|segment| !run.segments().contains(segment));
+        let listed = listed(store)?;
+        let mut missing = listed.clone();
+        {
+            let mut runs = self.runs.write().unwrap_or_else(PoisonError::into_inner);
+            runs.retain(|run| {
+                let is_whole = run.segments().iter().all(|segment| listed.contains(segment));
+                if is_whole {
+                    missing.retain(|segment| !run.segments().contains(segment));
+                } else {
+                    run.forget();
+                }
+                is_whole
+            });
         }
-        missing.retain(|segment| self.damaged().iter().all(|problem| problem.what != names::segment(*segment)));
+        let mut damaged = self.damaged.write().unwrap_or_else(PoisonError::into_inner);
+        damaged.retain(|problem| names::parse_segment(&problem.what).is_some_and(|segment| listed.contains(&segment)));
+        missing.retain(|segment| damaged.iter().all(|problem| problem.what != names::segment(*segment)));
+        drop(damaged);
         let found = !missing.is_empty();
-        self.fetch(store, domain, missing.into_iter().collect())?;
+        self.fetch(store, domain, missing)?;
         Ok(found)
     }
 
@@ -102,7 +123,7 @@ impl Index {
         self.damaged.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn fetch(&self, store: &Store, domain: Uuid, missing: Vec<[u8; 16]>) -> Result<()> {
+    fn fetch(&self, store: &Store, domain: Uuid, missing: BTreeSet<[u8; 16]>) -> Result<()> {
         let mut batch: Vec<([u8; 16], Segment)> = Vec::new();
         for id in missing {
             let name = names::segment(id);
@@ -149,7 +170,10 @@ impl Index {
     /// Stores a new segment in the pool, durable when this returns, and makes it visible here.
     pub(crate) fn publish(&self, store: &Store, id: [u8; 16], builder: SegmentBuilder, domain: Uuid) -> Result<()> {
         let segment = builder.finish();
-        store.create_object(&names::segment(id), segment.to_object(domain).into())?;
+        if let Some(usable) = &mut *self.usable.write().unwrap_or_else(PoisonError::into_inner) {
+            usable.extend(segment.packs.iter().map(|pack| pack.id));
+        }
+        store.create_own(&names::segment(id), &segment.to_object(domain).into())?;
         self.add(vec![(id, segment)])
     }
 
@@ -165,19 +189,71 @@ impl Index {
         Ok(found)
     }
 
-    /// Where a blob stands, if it is in the pool in a pack that is not known to be lost.
+    /// Where a writer finds a blob that it need not store again, if it is in a pack that may be used for that.
     ///
     /// # Errors
     /// `Corrupt` when the local index contradicts itself.
-    pub(crate) fn find(&self, id: &BlobId) -> Result<Option<Location>> {
-        let lost = self.lost.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(self.find_all(id)?.into_iter().find(|location| !lost.contains(&location.pack)))
+    pub(crate) fn find_usable(&self, id: &BlobId) -> Result<Option<Location>> {
+        let usable = self.usable.read().unwrap_or_else(PoisonError::into_inner);
+        let may = |location: &Location| usable.as_ref().is_none_or(|usable| usable.contains(&location.pack));
+        Ok(self.find_all(id)?.into_iter().find(may))
     }
 
-    /// Packs that the index names but the store does not have whole. What stands in them counts as not there, so that
-    /// a writer stores it again.
-    pub(crate) fn set_lost(&self, packs: HashSet<PackId>) {
-        *self.lost.write().unwrap_or_else(PoisonError::into_inner) = packs;
+    /// The packs that a writer may build on, besides those that it stores itself from now on: they are in the store
+    /// whole, and prune does not want to delete them. What stands in others is stored again.
+    pub(crate) fn set_usable(&self, packs: HashSet<PackId>) {
+        *self.usable.write().unwrap_or_else(PoisonError::into_inner) = Some(packs);
+    }
+
+    /// The index as it is now, for who goes through all of it.
+    pub(crate) fn view(&self) -> IndexView {
+        IndexView::new(self.runs.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// Replaces segments that name any of `packs` by new ones that do not; the new ones are durable before the old ones
+    /// go.
+    ///
+    /// # Errors
+    /// What the store says. A segment that is damaged stays.
+    pub(crate) fn drop_packs(
+        &self,
+        store: &Store,
+        domain: Uuid,
+        packs: &HashSet<PackId>,
+        entropy: &dyn Entropy,
+    ) -> Result<()> {
+        let (mut rest, mut old) = (SegmentBuilder::default(), Vec::new());
+        for id in listed(store)? {
+            let segment = match store.get(&names::segment(id)) {
+                Ok(bytes) => Segment::from_object(&bytes, domain),
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            let Ok(segment) = segment else { continue };
+            if segment.packs.iter().any(|pack| packs.contains(&pack.id)) {
+                rest.add_segment(&segment, packs);
+                old.push(names::segment(id));
+            }
+            if rest.entry_count() >= BATCH_ENTRIES {
+                self.replace(store, domain, std::mem::take(&mut rest), std::mem::take(&mut old), entropy)?;
+            }
+        }
+        self.replace(store, domain, rest, old, entropy)
+    }
+
+    fn replace(
+        &self,
+        store: &Store,
+        domain: Uuid,
+        rest: SegmentBuilder,
+        old: Vec<String>,
+        entropy: &dyn Entropy,
+    ) -> Result<()> {
+        if !rest.is_empty() {
+            let segment = rest.finish().to_object(domain);
+            store.create_own(&names::segment(random_bytes(entropy)?), &segment.into())?;
+        }
+        store.delete_all(&old)
     }
 
     /// Every pack that the index knows.
@@ -191,6 +267,11 @@ impl Index {
         let runs = self.runs.read().unwrap_or_else(PoisonError::into_inner);
         runs.iter().map(|run| run.entry_count() as u64).sum()
     }
+}
+
+/// The segments that are stored.
+fn listed(store: &Store) -> Result<BTreeSet<[u8; 16]>> {
+    Ok(store.list("idx")?.iter().filter_map(|object| names::parse_segment(&object.name)).collect())
 }
 
 #[cfg(test)]
@@ -246,11 +327,11 @@ mod tests {
             assert_eq!(index.entry_count(), 8000, "round {round}");
             assert_eq!(index.packs().len(), 80);
             for number in 0..8000 {
-                let found = index.find(&blob(number)).unwrap().unwrap();
+                let found = index.find_usable(&blob(number)).unwrap().unwrap();
                 assert_eq!(found.pack, PackId([u8::try_from(number / 100).unwrap(); 16]));
                 assert_eq!(found.range(), number % 100 * 100..number % 100 * 100 + 100);
             }
-            assert!(index.find(&blob(8000)).unwrap().is_none());
+            assert!(index.find_usable(&blob(8000)).unwrap().is_none());
             if round == 1 {
                 // A segment that goes away takes its blobs along.
                 store.delete(&store.list("idx").unwrap()[0].name).unwrap();
@@ -276,7 +357,7 @@ mod tests {
             std::fs::write(&file, &bytes).unwrap();
             let index = Index::open(&store, Uuid::nil(), Some(&cache)).unwrap();
             assert_eq!(index.entry_count(), 1000);
-            assert!(index.find(&blob(999)).unwrap().is_some());
+            assert!(index.find_usable(&blob(999)).unwrap().is_some());
         }
     }
 
@@ -291,7 +372,7 @@ mod tests {
             let start = u64::from(number) * 10;
             index.publish(&store, [number; 16], segment(start..start + 10, number), Uuid::nil()).unwrap();
         }
-        assert!(index.find(&blob(29)).unwrap().is_some());
+        assert!(index.find_usable(&blob(29)).unwrap().is_some());
         assert_eq!(Index::open(&store, Uuid::nil(), Some(&cache)).unwrap().entry_count(), 30);
     }
 

@@ -118,6 +118,18 @@ impl Run {
         IndexedPack::from_bytes(&self.bytes[at..at + PACK_BYTES])
     }
 
+    /// The first half of the id of entry `number`, and where the blob stands.
+    pub(super) fn place(&self, number: usize) -> Result<([u8; 16], Location)> {
+        let (prefix, word) = self.entry(number);
+        Ok((prefix, segment::location(word, self.pack(pack_number(word))?)))
+    }
+
+    /// The number of the first entry of a blob.
+    pub(super) fn first(&self, prefix: &[u8; 16]) -> Option<usize> {
+        let number = self.first_not_below(prefix);
+        (number < self.entry_count && self.entry(number).0 == *prefix).then_some(number)
+    }
+
     fn entry(&self, number: usize) -> Entry {
         let at = self.entries_at + number * ENTRY_BYTES;
         let (mut prefix, mut word) = ([0; 16], [0; 8]);

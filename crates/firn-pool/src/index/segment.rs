@@ -14,6 +14,7 @@ use crate::names::{PackId, PackKind};
 use crate::object::{self, ObjectKind};
 use crate::pack::PackEntry;
 use firn_disk::{Error, Record, Result};
+use std::collections::HashSet;
 use uuid::Uuid;
 
 pub(super) const PACK_BYTES: usize = 32;
@@ -103,6 +104,27 @@ impl SegmentBuilder {
         self.entries.extend(
             entries.iter().map(|e| (e.id.prefix(), pack_word(u64::from(e.offset), u64::from(e.length), number))),
         );
+    }
+
+    /// Adds what a segment says of all packs but `without`.
+    pub(super) fn add_segment(&mut self, segment: &Segment, without: &HashSet<PackId>) {
+        let mut numbers = Vec::with_capacity(segment.packs.len());
+        for pack in &segment.packs {
+            numbers.push((!without.contains(&pack.id)).then_some(self.packs.len()));
+            if !without.contains(&pack.id) {
+                self.packs.push(*pack);
+            }
+        }
+        // `from_object` made sure that every entry names a pack that is there.
+        let entries = segment.entries.iter().filter_map(|(id, word)| {
+            let number = numbers.get(pack_number(*word)).copied().flatten()?;
+            Some((*id, renumber(*word, number)))
+        });
+        self.entries.extend(entries);
+    }
+
+    pub(super) fn entry_count(&self) -> usize {
+        self.entries.len()
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -5,24 +5,27 @@
 //!                                                       ├─ seal into a pack ── store ── index   (uploaders)
 //! leaf of the region ───────────────────────────────────┘
 //! ```
-//! Order of durability: packs, then the index segment that names them, then the manifest. A snapshot exists when
-//! its manifest does; whatever happens before costs nothing but space, and what is in the index by then is used by
-//! the next attempt.
+//! Order of durability: packs, then the index segment that names them, then the manifest, then its confirmation. A
+//! snapshot exists when that is there; whatever happens before costs nothing but space, and what is in the index by then
+//! is used by the next attempt. How that goes together with prune stands in [`publish`].
 
+mod publish;
 mod region;
 mod session;
 
 use crate::disk::PoolDisk;
-use crate::manifest::{Attachment, Consistency, DiskRecord, Manifest, SnapshotStatistics, seal_structure};
-use crate::names::{self, Copy};
-use crate::object::ObjectKind;
+use crate::lease::Lease;
+use crate::manifest::{Attachment, Consistency, DiskRecord, Manifest, SnapshotStatistics};
+use crate::mutant::Mutant;
+use crate::names;
 use crate::pool::Pool;
 use crate::seal::BlobType;
 use crate::tree::{self, Child, FAN_OUT};
 use firn_disk::{Disk, Error, ErrorKind, Result};
 use jiff::Timestamp;
 use region::RegionWorker;
-use session::Session;
+use session::{Session, Terms};
+use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -115,8 +118,8 @@ impl SnapshotProgress {
 pub struct SnapshotHooks<'a> {
     /// Filled in while the snapshot is taken.
     pub progress: &'a SnapshotProgress,
-    /// The time since some moment, for the statistics.
-    pub elapsed: &'a dyn Fn() -> Duration,
+    /// The time since some moment, for the statistics and so that the snapshot says now and then that it is alive.
+    pub elapsed: &'a (dyn Fn() -> Duration + Sync),
     /// Called when everything is stored and before the snapshot exists: an error here, as that the source was written
     /// to meanwhile, and there is none.
     pub before_publish: &'a dyn Fn() -> Result<()>,
@@ -144,48 +147,77 @@ impl Pool {
         options: SnapshotOptions,
         hooks: SnapshotHooks<'_>,
     ) -> Result<Published> {
-        let SnapshotHooks { progress, elapsed, before_publish } = hooks;
         check_inputs(disks, &options)?;
         self.writable()?;
-        let started = elapsed();
-        self.reconcile_packs()?;
+        let started = (hooks.elapsed)();
         let machine_uuid = self.machine_named(machine)?;
-        let records = self.store_disks(disks, progress)?;
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let statistics = SnapshotStatistics {
-            bytes_read: count(&progress.bytes_read),
-            bytes_stored: count(&progress.bytes_stored),
-            milliseconds: u64::try_from((elapsed() - started).as_millis()).unwrap_or(u64::MAX),
-            bytes_data: count(&progress.bytes_data),
-        };
-        let manifest = Manifest {
-            machine: machine_uuid,
-            machine_name: machine.to_owned(),
-            snapshot: self.random_uuid()?,
-            sequence: self.next_sequence(machine_uuid)?,
-            created: options.created,
-            consistency: options.consistency,
-            frozen_milliseconds: options.frozen_milliseconds,
-            group: options.group,
-            disks: records,
-            attachments: options.attachments,
-            statistics,
-            remarks: options.remarks,
-        };
-        progress.go_on()?;
-        before_publish()?;
-        self.publish(&manifest)?;
-        Ok(Published { manifest })
+        let snapshot = self.random_uuid()?;
+        let trees = disks.iter().filter_map(|input| match &input.changes {
+            Changes::Since { base, .. } if !self.mutates(Mutant::BaseNotInLease) => Some(base.tree()),
+            _ => None,
+        });
+        let early = if self.mutates(Mutant::LookBeforeLease) { Some(self.reconcile_packs()?) } else { None };
+        let lease = Lease::take(self, snapshot, trees.collect(), started)?;
+        let written = self.write_under(&lease, early, (machine, machine_uuid, snapshot), disks, options, hooks);
+        lease.release();
+        written.map(|manifest| Published { manifest })
     }
 
-    fn publish(&self, manifest: &Manifest) -> Result<()> {
-        let blobs = self.blobs();
-        let fields = manifest.to_fields()?;
-        let kind = ObjectKind::Manifest;
-        let object = seal_structure(&blobs.keys, kind, &manifest.context(), &fields, self.entropy())?;
-        // The first copy makes the snapshot; the second is there for the day the first is damaged.
-        let name = |copy| names::manifest(manifest.machine, manifest.sequence, manifest.snapshot, copy);
-        blobs.store.create_both(Copy::BOTH.map(name), &object.into())
+    /// Stores and publishes; the caller holds the lease until this is over.
+    fn write_under(
+        &self,
+        lease: &Lease<'_>,
+        early: Option<(BTreeSet<[u8; 16]>, u64)>,
+        (machine_name, machine, snapshot): (&str, Uuid, Uuid),
+        disks: &[DiskInput<'_>],
+        options: SnapshotOptions,
+        hooks: SnapshotHooks<'_>,
+    ) -> Result<Manifest> {
+        let SnapshotHooks { progress, elapsed, before_publish } = hooks;
+        let started = elapsed();
+        let (tombstones, pack_bytes) = early.map_or_else(|| self.reconcile_packs(), Ok)?;
+        lease.keep_off(tombstones)?;
+        self.check_bases(machine, disks)?;
+        self.complete_copies(&format!("snap/{}", machine.simple()))?;
+        let room = self.make_room(pack_bytes)?;
+        let manifest = |records| -> Result<Manifest> {
+            let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            let statistics = SnapshotStatistics {
+                bytes_read: count(&progress.bytes_read),
+                bytes_stored: count(&progress.bytes_stored),
+                milliseconds: u64::try_from((elapsed() - started).as_millis()).unwrap_or(u64::MAX),
+                bytes_data: count(&progress.bytes_data),
+            };
+            Ok(Manifest {
+                machine,
+                machine_name: machine_name.to_owned(),
+                snapshot,
+                sequence: self.next_sequence(machine)?,
+                created: options.created,
+                consistency: options.consistency,
+                frozen_milliseconds: options.frozen_milliseconds,
+                group: options.group,
+                disks: records,
+                attachments: options.attachments.clone(),
+                statistics,
+                remarks: options.remarks.clone(),
+            })
+        };
+        let terms = Terms { lease, room: &room, elapsed };
+        let (records, used) = Session::run(self, terms, progress, |session| {
+            let records = self.store_disks(session, disks, progress)?;
+            if self.mutates(Mutant::ManifestBeforePacks) {
+                self.publish(&manifest(records.clone())?, lease, &HashSet::new())?;
+            }
+            Ok(records)
+        })?;
+        let manifest = manifest(records)?;
+        progress.go_on()?;
+        before_publish()?;
+        if !self.mutates(Mutant::ManifestBeforePacks) {
+            self.publish(&manifest, lease, &used)?;
+        }
+        Ok(manifest)
     }
 
     fn next_sequence(&self, machine: Uuid) -> Result<u64> {
@@ -194,21 +226,24 @@ impl Pool {
         Ok(sequences.map(|(_, sequence, ..)| sequence).max().map_or(1, |last| last.saturating_add(1)))
     }
 
-    fn store_disks(&self, disks: &[DiskInput<'_>], progress: &SnapshotProgress) -> Result<Vec<DiskRecord>> {
-        Session::run(self, progress, |session| {
-            let record = |input: &DiskInput<'_>| {
-                let leaves = store_leaves(self, session, input, progress)?;
-                Ok(DiskRecord {
-                    name: input.name.clone(),
-                    length: input.disk.len(),
-                    logical_block_size: input.disk.logical_block_size(),
-                    root: store_inner_nodes(session, leaves)?,
-                    source: input.source.clone(),
-                    generation: input.generation.clone(),
-                })
-            };
-            disks.iter().map(record).collect()
-        })
+    fn store_disks(
+        &self,
+        session: &Session<'_>,
+        disks: &[DiskInput<'_>],
+        progress: &SnapshotProgress,
+    ) -> Result<Vec<DiskRecord>> {
+        let record = |input: &DiskInput<'_>| {
+            let leaves = store_leaves(self, session, input, progress)?;
+            Ok(DiskRecord {
+                name: input.name.clone(),
+                length: input.disk.len(),
+                logical_block_size: input.disk.logical_block_size(),
+                root: store_inner_nodes(session, leaves)?,
+                source: input.source.clone(),
+                generation: input.generation.clone(),
+            })
+        };
+        disks.iter().map(record).collect()
     }
 }
 
@@ -280,6 +315,7 @@ fn store_leaves(
                 return Ok(());
             }
             progress.go_on()?;
+            session.terms.keep_lease()?;
             let child = worker.store(region)?;
             let mut leaves = leaves.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(leaf) = usize::try_from(region).ok().and_then(|region| leaves.get_mut(region)) {
@@ -288,7 +324,7 @@ fn store_leaves(
         }
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..session::worker_count())
+        let workers: Vec<_> = (0..session::worker_count(pool))
             .map(|_| {
                 scope.spawn(|| {
                     work().inspect_err(|_| {

@@ -2,8 +2,11 @@
 
 use super::SnapshotProgress;
 use crate::index::{Index, SegmentBuilder};
-use crate::names::{self, PackKind};
-use crate::pack::{FinishedPack, PackBuilder};
+use crate::lease::Lease;
+use crate::limits::Room;
+use crate::mutant::Mutant;
+use crate::names::{PackId, PackKind};
+use crate::pack::{self, FinishedPack, PackBuilder};
 use crate::pool::Pool;
 use crate::seal::{BlobId, BlobType, Compressor};
 use firn_disk::{Error, ErrorKind, Result};
@@ -11,6 +14,7 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Threads that store packs. Two keep a disk busy while one waits for its fsync.
 const UPLOADERS: usize = 2;
@@ -20,7 +24,10 @@ const SEGMENT_PACKS: usize = 64;
 const LEVEL: i32 = 3;
 
 /// How many regions are worked on at once: one more than there are cores, as one of them waits for its source.
-pub(super) fn worker_count() -> usize {
+pub(super) fn worker_count(pool: &Pool) -> usize {
+    if pool.is_simulated() {
+        return 1;
+    }
     // Each holds a region of 16 MiB and what it compresses to.
     std::thread::available_parallelism().map_or(2, usize::from).saturating_add(1).clamp(2, 5)
 }
@@ -34,14 +41,42 @@ pub(super) struct NewBlob {
     pub(super) plain: std::ops::Range<usize>,
 }
 
+/// Under what a session writes.
+#[derive(Clone, Copy)]
+pub(crate) struct Terms<'a> {
+    pub(crate) lease: &'a Lease<'a>,
+    pub(crate) room: &'a Room,
+    /// The time since some moment.
+    pub(crate) elapsed: &'a (dyn Fn() -> Duration + Sync),
+}
+
+impl std::fmt::Debug for Terms<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Terms").field("lease", self.lease).field("room", self.room).finish_non_exhaustive()
+    }
+}
+
+impl Terms<'_> {
+    /// Renews the lease when it is time to.
+    ///
+    /// # Errors
+    /// `Unavailable` when it is lost.
+    pub(crate) fn keep_lease(&self) -> Result<()> {
+        self.lease.keep((self.elapsed)())
+    }
+}
+
 /// One run of writing into the pool.
 #[derive(Debug)]
 pub(crate) struct Session<'p> {
     pub(super) pool: &'p Pool,
+    pub(super) terms: Terms<'p>,
     progress: &'p SnapshotProgress,
     open_packs: [Mutex<Option<PackBuilder>>; 2],
     /// Blobs that some worker of this session stores; they are not in the index yet.
     claimed: Mutex<HashSet<[u8; 16]>>,
+    /// Packs that what is written here stands in, those that were there before as well as new ones.
+    used: Mutex<HashSet<PackId>>,
     uploads: Mutex<Option<SyncSender<FinishedPack>>>,
     /// Packs that are stored but in no segment yet, with the claims to give up when they are.
     stored: Mutex<(SegmentBuilder, Vec<[u8; 16]>)>,
@@ -54,18 +89,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<'p> Session<'p> {
-    /// Runs `work`; afterwards everything it stored is durable and in the index, also when it failed.
+    /// Runs `work`; afterwards everything it stored is durable and in the index, also when it failed. Answers the packs
+    /// that hold what was written, too.
     pub(crate) fn run<T>(
         pool: &'p Pool,
+        terms: Terms<'p>,
         progress: &'p SnapshotProgress,
         work: impl FnOnce(&Self) -> Result<T>,
-    ) -> Result<T> {
+    ) -> Result<(T, HashSet<PackId>)> {
         let (sender, receiver) = sync_channel(1);
         let session = Self {
             pool,
+            terms,
             progress,
             open_packs: [Mutex::default(), Mutex::default()],
             claimed: Mutex::default(),
+            used: Mutex::default(),
             uploads: Mutex::new(Some(sender)),
             stored: Mutex::default(),
             failed: AtomicBool::new(false),
@@ -73,7 +112,7 @@ impl<'p> Session<'p> {
         };
         let receiver = Mutex::new(receiver);
         let result = std::thread::scope(|scope| {
-            for _ in 0..UPLOADERS {
+            for _ in 0..if pool.is_simulated() { 0 } else { UPLOADERS } {
                 scope.spawn(|| session.upload_all(&receiver));
             }
             let result = work(&session);
@@ -86,7 +125,7 @@ impl<'p> Session<'p> {
         let indexed = session.publish_segment();
         session.check()?;
         let value = result?;
-        indexed.map(|()| value)
+        indexed.map(|()| (value, std::mem::take(&mut *lock(&session.used))))
     }
 
     fn index(&self) -> &Index {
@@ -115,7 +154,11 @@ impl<'p> Session<'p> {
     pub(super) fn claim(&self, id: &BlobId) -> Result<bool> {
         let prefix = id.prefix();
         // The claim is looked at first: it is given up only after the index has the blob.
-        if lock(&self.claimed).contains(&prefix) || self.index().find(id)?.is_some() {
+        if lock(&self.claimed).contains(&prefix) {
+            return Ok(false);
+        }
+        if let Some(location) = self.index().find_usable(id)? {
+            lock(&self.used).insert(location.pack);
             return Ok(false);
         }
         Ok(lock(&self.claimed).insert(prefix))
@@ -168,6 +211,9 @@ impl<'p> Session<'p> {
     /// Hands a pack to the uploaders; waits while they are busy.
     fn upload(&self, pack: FinishedPack) -> Result<()> {
         self.check()?;
+        if self.pool.is_simulated() {
+            return self.store_pack(pack);
+        }
         let gone = || Error::new(ErrorKind::Io, "the threads that store packs are gone");
         let sender = lock(&self.uploads).clone().ok_or_else(gone)?;
         sender.send(pack).map_err(|_| gone())
@@ -186,23 +232,27 @@ impl<'p> Session<'p> {
         }
     }
 
-    fn store_pack(&self, pack: FinishedPack) -> Result<()> {
-        let store = &self.pool.blobs().store;
+    fn store_pack(&self, mut pack: FinishedPack) -> Result<()> {
+        self.terms.keep_lease()?;
         let size = pack.bytes.len() as u64;
-        let bytes = bytes::Bytes::from(pack.bytes);
-        let name = |copy| names::pack(pack.kind, pack.id, copy);
-        match pack.kind.copies() {
-            [first, second] => store.create_both([name(*first), name(*second)], &bytes)?,
-            copies => copies.iter().try_for_each(|copy| store.create_object(&name(*copy), bytes.clone()))?,
-        }
-        self.progress.bytes_stored.fetch_add(size * pack.kind.copies().len() as u64, Ordering::Relaxed);
-        let full = {
+        let stored_size = size * pack.kind.copies().len() as u64;
+        self.terms.room.take(self.pool, stored_size)?;
+        lock(&self.used).insert(pack.id);
+        let add = || {
             let mut stored = lock(&self.stored);
             stored.0.add(pack.kind, pack.id, size, &pack.entries);
             stored.1.extend(pack.entries.iter().map(|entry| entry.id.prefix()));
             stored.0.pack_count() >= SEGMENT_PACKS
         };
-        if full { self.publish_segment() } else { Ok(()) }
+        let bytes = bytes::Bytes::from(std::mem::take(&mut pack.bytes));
+        if self.pool.mutates(Mutant::IndexBeforePack) {
+            add();
+            self.publish_segment()?;
+            return pack::store(&self.pool.blobs().store, pack.kind, pack.id, &bytes);
+        }
+        pack::store(&self.pool.blobs().store, pack.kind, pack.id, &bytes)?;
+        self.progress.bytes_stored.fetch_add(stored_size, Ordering::Relaxed);
+        if add() { self.publish_segment() } else { Ok(()) }
     }
 
     fn publish_segment(&self) -> Result<()> {

@@ -1,10 +1,11 @@
 //! [`Address`]: the URI of a machine that QEMU runs.
 //!
 //! ```text
-//!   qemu:QMP-SOCKET[?agent=SOCKET][&images=PATH,PATH...][&cut=filter|backup]
+//!   qemu:QMP-SOCKET[?agent=SOCKET][&images=PATH,PATH...][&cut=filter|backup][&disk=PATH]
 //! ```
-//! `images` picks disks by their files, all where it is missing, and says where they are when the machine is off. Paths
-//! may contain `%XX`; `%`, `?`, `&` and `,` have to be written so.
+//! `images` picks disks by their files, all where it is missing, and says where they are when the machine is off. `disk`
+//! tells in a snapshot which of the machine's disks one is, and picks nothing. Paths may contain `%XX`; `%`, `?`, `&` and
+//! `,` have to be written so.
 
 use firn_disk::{Error, Result};
 use std::ffi::OsString;
@@ -52,6 +53,7 @@ impl Address {
             match pair.split_once('=').unwrap_or((pair, "")) {
                 ("agent", value) => address.agent = Some(path(value)?),
                 ("images", value) => address.images = value.split(',').map(path).collect::<Result<_>>()?,
+                ("disk", _) => {}
                 ("cut", "filter") => address.way = Some(Way::Filter),
                 ("cut", "backup") => address.way = Some(Way::Backup),
                 ("cut", other) => return Err(bad(format!("cut is filter or backup, not {other}"))),
@@ -61,11 +63,14 @@ impl Address {
         Ok(address)
     }
 
-    /// The URI of one disk of this machine, by its file.
+    /// The URI of one disk of this machine, by its file: that of the machine, and which of its disks it is.
     pub(super) fn of_disk(&self, file: &str) -> String {
-        format!("qemu:{}?images={}", encode(&self.socket), encode(Path::new(file)))
+        let uri = self.to_uri();
+        let joint = if uri.contains('?') { '&' } else { '?' };
+        format!("{uri}{joint}disk={}", encode(Path::new(file)))
     }
 
+    /// The URI of the machine.
     pub(super) fn to_uri(&self) -> String {
         let mut uri = format!("qemu:{}", encode(&self.socket));
         let mut query = Vec::new();
@@ -87,8 +92,9 @@ impl Address {
 
 /// The file that the URI of a disk names, as [`Address::of_disk`] makes it.
 pub(super) fn file_of_disk(uri: &str) -> Option<String> {
-    let (_, query) = uri.strip_prefix("qemu:")?.split_once("?images=")?;
-    String::from_utf8(decode(query)?).ok()
+    let (_, query) = uri.strip_prefix("qemu:")?.split_once('?')?;
+    let file = query.split('&').find_map(|pair| pair.strip_prefix("disk="))?;
+    String::from_utf8(decode(file)?).ok()
 }
 
 fn encode(path: &Path) -> String {
@@ -138,6 +144,7 @@ mod tests {
         assert_eq!(address.to_uri(), uri);
         let disk = address.of_disk("json:{\"driver\":\"nbd\",\"x\":1}");
         assert_eq!(file_of_disk(&disk).unwrap(), "json:{\"driver\":\"nbd\",\"x\":1}");
+        assert_eq!(Address::parse(&disk).unwrap(), address);
         assert!(Address::parse("qemu:q.sock").unwrap().socket.is_absolute());
         for wrong in ["qemu:", "qemu:/a%zz", "qemu:/a%4", "qemu:/a?x=1", "qemu:/a?cut=no", "nbd:/a"] {
             assert!(Address::parse(wrong).is_err(), "{wrong}");

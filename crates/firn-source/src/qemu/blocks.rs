@@ -276,7 +276,7 @@ mod tests {
         let before = |name: &str, file: &str| PreviousDisk {
             name: name.to_owned(),
             length: 1,
-            source: format!("qemu:/q?images={file}"),
+            source: format!("qemu:/q?disk={file}"),
             generation: None,
         };
         let previous = [before("vda", "/a"), before("vdb", "/gone")];

@@ -128,6 +128,14 @@ impl QemuSource {
     }
 }
 
+/// The URI of the machine that the disk at `uri` is one of.
+///
+/// # Errors
+/// `Invalid` when it is no such URI.
+pub(crate) fn machine_of(uri: &str) -> Result<String> {
+    Ok(Address::parse(uri)?.to_uri())
+}
+
 /// Whether nobody is behind the socket: then the machine is off.
 fn is_off(error: &Error) -> bool {
     let refused = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());

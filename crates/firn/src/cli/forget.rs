@@ -5,15 +5,17 @@ use super::output::{self, Table};
 use super::snapshots;
 use crate::when::Moment;
 use clap::Args;
-use firn_disk::{Error, Result};
+use firn_disk::{Error, ErrorKind, Result};
 use firn_pool::{Decision, KeepRules, Machine, Manifest, Pool, Snapshot, retain};
 use jiff::tz::TimeZone;
 use std::process::ExitCode;
+use uuid::Uuid;
 
 /// Remove snapshots, one by its address or all that no rule keeps.
 ///
 /// Each rule keeps the newest snapshot of each of so many periods; a snapshot stays when any rule keeps it, and rules
-/// never take a machine's last one. Other snapshots are not touched, whatever is removed.
+/// never take a machine's last one. Locked snapshots stay. Other snapshots are not touched, whatever is removed. The space
+/// comes back with `firn prune`.
 #[derive(Debug, Args)]
 pub struct ForgetArgs {
     /// MACHINE@TIME to remove the newest of that time; with rules: only these machines, else all
@@ -40,6 +42,11 @@ pub struct ForgetArgs {
     /// Say what would be removed, and remove nothing
     #[arg(long, short = 'n')]
     dry_run: bool,
+    /// The addresses are UUIDs of snapshots, which are removed even if they are damaged; a lock still holds
+    #[arg(long, conflicts_with_all = [
+        "keep_last", "keep_hourly", "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly",
+    ], requires = "addresses")]
+    force: bool,
 }
 
 struct Judged {
@@ -54,6 +61,9 @@ struct Judged {
 /// # Errors
 /// `Invalid` when it is not said what to remove; what the pool says.
 pub fn run(context: &Context, args: &ForgetArgs) -> Result<ExitCode> {
+    if args.force {
+        return by_uuid(context, args);
+    }
     let rules = KeepRules {
         last: args.keep_last,
         hourly: args.keep_hourly,
@@ -79,12 +89,13 @@ pub fn run(context: &Context, args: &ForgetArgs) -> Result<ExitCode> {
             .hint("to remove a snapshot for good, name it: `firn forget web1@first`"));
     }
     let pool = context.open_pool()?;
-    let judged = if rules.is_empty() {
+    let mut judged = if rules.is_empty() {
         one_by_one
             .into_iter()
             .map(|(name, moment)| {
                 let (snapshot, manifest) = snapshots::pick(context, &pool, name, moment.as_ref())?;
                 check_meant(context, name, moment.as_ref(), &manifest)?;
+                // Whether a lock holds is for the pool to say.
                 let decision = Decision { keep: false, reason: "named".to_owned() };
                 Ok(Judged { snapshot, manifest, name: name.clone(), decision })
             })
@@ -94,13 +105,60 @@ pub fn run(context: &Context, args: &ForgetArgs) -> Result<ExitCode> {
             [] => pool.machines()?,
             names => names.iter().map(|(name, _)| pool.machine(name)).collect::<Result<_>>()?,
         };
-        let judged = machines.iter().map(|machine| judge(&pool, machine, &rules)).collect::<Result<Vec<_>>>()?;
+        let judge = |machine| judge(context, &pool, machine, &rules);
+        let judged = machines.iter().map(judge).collect::<Result<Vec<_>>>()?;
         judged.into_iter().flatten().collect()
     };
-    if !args.dry_run {
-        judged.iter().filter(|judged| !judged.decision.keep).try_for_each(|judged| pool.forget(&judged.snapshot))?;
+    for judged in judged.iter_mut().filter(|judged| !judged.decision.keep && !args.dry_run) {
+        match pool.forget(&judged.snapshot) {
+            // By the store's clock it is locked still, or it was locked just now.
+            Err(error) if error.kind() == ErrorKind::Denied && !rules.is_empty() => {
+                judged.decision = Decision { keep: true, reason: error.to_string() };
+            }
+            forgotten => forgotten?,
+        }
     }
     report(context, &judged, args.dry_run)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Removes snapshots by their UUIDs, whatever state they are in.
+fn by_uuid(context: &Context, args: &ForgetArgs) -> Result<ExitCode> {
+    let parse = |text: &String| {
+        text.parse::<Uuid>().map_err(|_| {
+            Error::invalid(format!("{text:?} is no UUID of a snapshot"))
+                .hint("with --force, name snapshots by the UUIDs that `firn list --json` or the error shows")
+        })
+    };
+    let wanted = args.addresses.iter().map(parse).collect::<Result<Vec<_>>>()?;
+    let pool = context.open_pool()?;
+    let mut found = Vec::new();
+    for machine in pool.machines()? {
+        let snapshots = pool.snapshots(machine.uuid)?.into_iter().filter(|snapshot| wanted.contains(&snapshot.uuid));
+        found.extend(snapshots.map(|snapshot| (machine.name.clone(), snapshot)));
+    }
+    if let Some(missing) = wanted.iter().find(|uuid| found.iter().all(|(_, snapshot)| snapshot.uuid != **uuid)) {
+        return Err(Error::not_found(format!("there is no snapshot {missing} in the pool")));
+    }
+    if !args.dry_run {
+        found.iter().try_for_each(|(_, snapshot)| pool.forget_damaged(snapshot))?;
+    }
+    if context.json {
+        let document = |(name, snapshot): &(String, Snapshot)| {
+            serde_json::json!({
+                "machine": name,
+                "uuid": snapshot.uuid,
+                "time": snapshot.manifest.as_ref().ok().map(|manifest| output::json_time(manifest.created)),
+                "keep": false,
+                "reason": "named",
+            })
+        };
+        let snapshots: Vec<_> = found.iter().map(document).collect();
+        output::json(&serde_json::json!({ "dry_run": args.dry_run, "snapshots": snapshots }))?;
+    } else {
+        let done = if args.dry_run { "would remove" } else { "removed" };
+        found.iter().try_for_each(|(name, snapshot)| output::line(&format!("{done}  {name}  {}", snapshot.uuid)))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -119,13 +177,19 @@ fn check_meant(context: &Context, name: &str, moment: Option<&Moment>, manifest:
     }
 }
 
-fn judge(pool: &Pool, machine: &Machine, rules: &KeepRules) -> Result<Vec<Judged>> {
+fn judge(context: &Context, pool: &Pool, machine: &Machine, rules: &KeepRules) -> Result<Vec<Judged>> {
+    let now = context.now().timestamp();
     let snapshots = snapshots::of_machine(pool, machine)?.readable;
     let facts: Vec<_> = snapshots.iter().map(|(_, manifest)| (manifest.created, manifest.consistency)).collect();
     let decisions = retain(&facts, rules, &TimeZone::system());
     let judged = snapshots.into_iter().zip(decisions);
     Ok(judged
-        .map(|((snapshot, manifest), decision)| Judged { snapshot, manifest, name: machine.name.clone(), decision })
+        .map(|((snapshot, manifest), mut decision)| {
+            if let Some(reason) = snapshot.locks.reason(now).filter(|_| !decision.keep) {
+                decision = Decision { keep: true, reason };
+            }
+            Judged { snapshot, manifest, name: machine.name.clone(), decision }
+        })
         .collect())
 }
 

@@ -1,11 +1,12 @@
 //! `firn list` and `firn show`.
 
 use super::context::Context;
+use super::lock;
 use super::output::{self, Table};
 use super::snapshots::{self, Snapshots};
 use clap::Args;
 use firn_disk::{Error, Result};
-use firn_pool::{Manifest, Pool, Snapshot};
+use firn_pool::{Machine, Manifest, Pool, Snapshot};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::process::ExitCode;
@@ -39,29 +40,35 @@ pub fn list(context: &Context, args: &ListArgs) -> Result<ExitCode> {
         names => names.iter().map(|name| pool.machine(name)).collect::<Result<_>>()?,
     };
     let mut table = Table::new(
-        &["MACHINE", "SNAPSHOT", "CONSISTENCY", "DISKS", "SIZE", "DATA", "NEW"],
-        &[false, false, false, true, true, true, true],
+        &["MACHINE", "SNAPSHOT", "CONSISTENCY", "DISKS", "SIZE", "DATA", "NEW", "LOCKS"],
+        &[false, false, false, true, true, true, true, false],
     );
+    let now = context.now().timestamp();
     let mut documents = Vec::new();
     let mut is_damaged = false;
     for machine in &machines {
         let Snapshots { readable, unreadable } = snapshots::of_machine(&pool, machine)?;
         is_damaged |= !unreadable.is_empty();
-        for (_, manifest) in &readable {
-            table.row(vec![
-                machine.name.clone(),
-                output::moment(manifest.created),
-                manifest.consistency.as_str().to_owned(),
-                manifest.disks.len().to_string(),
-                output::size(manifest.total_length()),
-                output::size(manifest.statistics.bytes_data),
-                output::size(manifest.statistics.bytes_stored),
-            ]);
+        for (snapshot, manifest) in &readable {
+            table.row(row(machine, manifest, lock::locks_in_short(&snapshot.locks, now)));
+        }
+        let pending = if machine.pending > 0 { pool.pending_snapshots(machine.uuid)? } else { Vec::new() };
+        for manifest in pending.iter().filter_map(|snapshot| snapshot.manifest.as_ref().ok()) {
+            table.row(row(machine, manifest, "pending: no snapshot yet".to_owned()));
         }
         documents.push(json!({
             "name": machine.name,
             "uuid": machine.uuid,
-            "snapshots": readable.iter().map(|(_, manifest)| snapshot_json(manifest)).collect::<Vec<_>>(),
+            "snapshots": readable.iter().map(|(snapshot, manifest)| {
+                let mut document = snapshot_json(manifest);
+                document["locks"] = lock::locks_json(&snapshot.locks);
+                document
+            }).collect::<Vec<_>>(),
+            "pending": pending.iter().map(|snapshot| json!({
+                "uuid": snapshot.uuid,
+                "sequence": snapshot.sequence,
+                "time": snapshot.manifest.as_ref().ok().map(|manifest| output::json_time(manifest.created)),
+            })).collect::<Vec<_>>(),
             "unreadable": unreadable.iter().map(unreadable_json).collect::<Vec<_>>(),
         }));
     }
@@ -73,6 +80,19 @@ pub fn list(context: &Context, args: &ListArgs) -> Result<ExitCode> {
         eprintln!("firn: the pool has no snapshots; `firn snap MACHINE IMAGE` takes one");
     }
     Ok(if is_damaged { ExitCode::from(3) } else { ExitCode::SUCCESS })
+}
+
+fn row(machine: &Machine, manifest: &Manifest, last: String) -> Vec<String> {
+    vec![
+        machine.name.clone(),
+        output::moment(manifest.created),
+        manifest.consistency.as_str().to_owned(),
+        manifest.disks.len().to_string(),
+        output::size(manifest.total_length()),
+        output::size(manifest.statistics.bytes_data),
+        output::size(manifest.statistics.bytes_stored),
+        last,
+    ]
 }
 
 fn unreadable_json(snapshot: &Snapshot) -> Value {
@@ -121,7 +141,7 @@ pub fn snapshot_json(manifest: &Manifest) -> Value {
 pub fn show(context: &Context, args: &ShowArgs) -> Result<ExitCode> {
     let (name, moment) = snapshots::machine_address(&args.address)?;
     let pool: Pool = context.open_pool()?;
-    let (_, manifest) = snapshots::pick(context, &pool, &name, moment.as_ref())?;
+    let (snapshot, manifest) = snapshots::pick(context, &pool, &name, moment.as_ref())?;
     if let Some(wanted) = &args.config {
         let file = manifest.attachments.iter().find(|file| file.name == *wanted).ok_or_else(|| {
             let names: Vec<_> = manifest.attachments.iter().map(|file| output::plain(&file.name)).collect();
@@ -133,14 +153,16 @@ pub fn show(context: &Context, args: &ShowArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if context.json {
-        output::json(&snapshot_json(&manifest))?;
+        let mut document = snapshot_json(&manifest);
+        document["locks"] = lock::locks_json(&snapshot.locks);
+        output::json(&document)?;
         return Ok(ExitCode::SUCCESS);
     }
-    print(&name, &manifest)?;
+    print(&name, &manifest, &lock::locks_in_short(&snapshot.locks, context.now().timestamp()))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(name: &str, manifest: &Manifest) -> Result<()> {
+fn print(name: &str, manifest: &Manifest, locks: &str) -> Result<()> {
     let statistics = &manifest.statistics;
     let mut rows = vec![
         ("snapshot", format!("{name}@{}", output::moment(manifest.created))),
@@ -158,6 +180,9 @@ fn print(name: &str, manifest: &Manifest) -> Result<()> {
     rows.push(("read", output::size(statistics.bytes_read)));
     rows.push(("new in the pool", output::size(statistics.bytes_stored)));
     rows.push(("taken in", output::duration(statistics.milliseconds)));
+    if !locks.is_empty() {
+        rows.push(("locked", locks.to_owned()));
+    }
     for file in &manifest.attachments {
         rows.push(("kept with it", format!("{} ({})", file.name, output::size(file.bytes.len() as u64))));
     }

@@ -14,6 +14,7 @@ mod init;
 mod key;
 mod keyring;
 mod list;
+mod lock;
 mod login;
 mod look;
 mod ls;
@@ -23,6 +24,7 @@ mod nbd;
 pub mod output;
 mod pool;
 mod progress;
+mod prune;
 mod restore;
 mod restored;
 mod snap;
@@ -121,6 +123,9 @@ enum Command {
     Restore(restore::RestoreArgs),
     Verify(verify::VerifyArgs),
     Forget(forget::ForgetArgs),
+    Prune(prune::PruneArgs),
+    Lock(lock::LockArgs),
+    Unlock(lock::UnlockArgs),
     Key(key::KeyArgs),
     Login(login::LoginArgs),
     Logout(login::LogoutArgs),
@@ -154,6 +159,9 @@ pub fn main() -> ExitCode {
         Command::Restore(args) => restore::run(&context, &args),
         Command::Verify(args) => verify::run(&context, &args),
         Command::Forget(args) => forget::run(&context, &args),
+        Command::Prune(args) => prune::run(&context, &args),
+        Command::Lock(args) => lock::lock(&context, &args),
+        Command::Unlock(args) => lock::unlock(&context, &args),
         Command::Key(args) => key::run(&context, &args),
         Command::Login(args) => login::login(&context, &args),
         Command::Logout(args) => login::logout(&context, &args),

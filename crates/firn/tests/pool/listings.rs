@@ -15,6 +15,10 @@ disks[].name: string
 disks[].source: string
 frozen_milliseconds: null
 group: null
+locks.compliance_until: null
+locks.damaged: bool
+locks.governance_until: null
+locks.holds[]: nothing
 machine: string
 milliseconds: number
 remarks[]: nothing
@@ -55,8 +59,9 @@ fn list_and_show_tell_what_there_is() {
     firn.fails(4, "list web1 nobody", &["there is no machine nobody", "the pool has db1, web1"]);
     let list = firn.json("list db1");
     let prefixed = SNAPSHOT.lines().map(|line| format!("machines[].snapshots[].{line}\n")).collect::<String>();
-    let expected =
-        format!("machines[].name: string\n{prefixed}machines[].unreadable[]: nothing\nmachines[].uuid: string");
+    let expected = format!(
+        "machines[].name: string\nmachines[].pending[]: nothing\n{prefixed}machines[].unreadable[]: nothing\nmachines[].uuid: string"
+    );
     assert_eq!(shape(&list), expected);
 
     let shown = firn.json("show db1");
@@ -150,7 +155,8 @@ fn the_pool_tells_about_itself_and_its_index_is_made_again() {
     assert_eq!(
         shape(&info),
         "blobs: number\ncreated: string\ncut.average_bytes: number\ncut.least_bytes: number\ncut.most_bytes: number
-data_packs: number\ndomain: string\nformat_version: number\nkey_scope: string\nkey_slots: number\nlocation: string
+data_packs: number\ndomain: string\nformat_version: number\nkey_scope: string\nkey_slots: number
+limits.max_bytes: null\nlimits.reserve_bytes: null\nlimits.when_full: string\nlocation: string
 machines: number\nnode_packs: number\npool: string\nsnapshots: number\nstored_bytes: number"
     );
     assert_eq!((info["machines"].as_u64(), info["snapshots"].as_u64()), (Some(2), Some(4)));

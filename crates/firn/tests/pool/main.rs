@@ -13,6 +13,7 @@ mod history;
 mod in_place;
 mod keys;
 mod listings;
+mod prune;
 mod recover;
 mod restore;
 mod snap;

@@ -95,7 +95,7 @@ fn ctrl_c_leaves_nothing_of_a_restore() {
 }
 
 /// Kills `child` as soon as `is_time` or it has ended.
-fn kill_when(mut child: Child, mut is_time: impl FnMut(u32) -> bool) -> Run {
+pub fn kill_when(mut child: Child, mut is_time: impl FnMut(u32) -> bool) -> Run {
     until("it is time to kill firn", || (is_time(child.id()) || child.try_wait().unwrap().is_some()).then_some(()));
     // It may have ended by itself just now.
     let _ = child.kill();
@@ -103,7 +103,7 @@ fn kill_when(mut child: Child, mut is_time: impl FnMut(u32) -> bool) -> Run {
 }
 
 /// How many bytes a process has read or written so far, going by the kernel's "rchar" and "wchar".
-fn moved_bytes(process: u32, counter: &str) -> u64 {
+pub fn moved_bytes(process: u32, counter: &str) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{process}/io")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(counter)?.strip_prefix(": "));
     line.and_then(|number| number.trim().parse().ok()).unwrap_or(0)

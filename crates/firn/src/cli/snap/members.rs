@@ -214,7 +214,7 @@ fn last_sources(machine: &str, last: Option<&Manifest>) -> Result<Vec<Named>> {
     })?;
     let mut named: Vec<Named> = Vec::new();
     for disk in &last.disks {
-        let source = OsString::from(&disk.source);
+        let source = OsString::from(firn_source::source_of_disk(&disk.source));
         if named.iter().all(|other| other.source != source) {
             named.push(Named { name: disk.name.clone(), is_named: false, source });
         }
