@@ -18,7 +18,7 @@ use super::name::{self, FileName};
 use super::tables::Tables;
 use super::{Details, ImageFormat, Opened, Opener};
 use entry::{Cluster, Subcluster};
-use firn_disk::{Disk, Error, ErrorKind, Result};
+use firn_disk::{Error, ErrorKind, Result};
 use header::Header;
 pub(super) use header::MAGIC;
 use std::sync::Arc;

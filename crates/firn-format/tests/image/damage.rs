@@ -143,7 +143,7 @@ fn a_zero_cluster_in_version_2_is_told() {
     assert_eq!(read_all(&path).unwrap_err().kind(), ErrorKind::Corrupt);
 }
 
-const SEEDS: [(&str, &[&str]); 9] = [
+const SEEDS: [(&str, &[&str]); 15] = [
     ("qcow2", &["-o", "cluster_size=4k"]),
     ("qcow2", &["-o", "cluster_size=512"]),
     ("qcow2", &["-o", "cluster_size=16k,extended_l2=on"]),
@@ -153,6 +153,12 @@ const SEEDS: [(&str, &[&str]); 9] = [
     ("vmdk", &["-o", "subformat=monolithicSparse"]),
     ("vmdk", &["-o", "subformat=streamOptimized"]),
     ("vmdk", &["-o", "subformat=twoGbMaxExtentSparse"]),
+    ("vpc", &["-o", "subformat=dynamic,force_size=on"]),
+    ("vpc", &["-o", "subformat=fixed,force_size=on"]),
+    ("vhdx", &["-o", "subformat=dynamic,block_size=1M"]),
+    ("vhdx", &["-o", "subformat=fixed"]),
+    ("vdi", &[]),
+    ("vdi", &["-o", "static=on"]),
 ];
 
 #[test]
