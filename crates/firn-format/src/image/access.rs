@@ -151,7 +151,7 @@ impl Gate {
     /// `from`, in the allowed ones, and in a folder `Snapshots` of each. Their names only; opening them is
     /// [`open_named`](Self::open_named)'s.
     pub(super) fn candidates(&self, from: &ImageFile, extension: &str) -> Vec<PathBuf> {
-        let folders = from.0.folders.iter().chain(&self.allowed);
+        let folders = from.0.folders.iter().chain(&self.own).chain(&self.allowed);
         let folders = folders.flat_map(|folder| [folder.clone(), folder.join("Snapshots")]);
         let has_extension =
             |path: &PathBuf| path.extension().is_some_and(|given| given.eq_ignore_ascii_case(extension));

@@ -6,7 +6,10 @@
 mod access;
 mod chains;
 mod damage;
+mod microsoft;
 mod read;
+mod sesparse;
 mod support;
+mod vdi;
 mod vmdk;
 mod write;

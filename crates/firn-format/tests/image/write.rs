@@ -1,6 +1,6 @@
 //! Images that firn writes: QEMU finds nothing wrong with them and reads the same disk.
 
-use crate::support::{have, mixed_disk, open, qemu_img, run, skip};
+use crate::support::{check_by_libvhdi, have, mixed_disk, open, qemu_img, run, skip};
 use firn_disk::testing::{FaultDisk, check_disk, pattern};
 use firn_disk::{Disk, ErrorKind, Extent, ExtentKind, FileDisk, MemDisk, Result};
 use firn_format::image::{ClusterCompression, Destination, WriteFormat, WriteOptions, WriteSummary, write_image};
@@ -105,11 +105,9 @@ fn each_copy_has_identifiers_of_its_own() {
     }
 }
 
+/// QEMU knows no such disk; libvhdi does.
 #[test]
 fn vhdx_keeps_sectors_of_4096_bytes() {
-    if !have("qemu-img", "vhdx_keeps_sectors_of_4096_bytes") {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let bytes = mixed_disk((5 << 20) + 512, 31);
     let source = MemDisk::from(bytes.clone()).with_logical_block_size(4096);
@@ -121,8 +119,7 @@ fn vhdx_keeps_sectors_of_4096_bytes() {
     let mut padded = bytes;
     padded.resize((5 << 20) + 4096, 0);
     check_disk(&image.disk, &padded, 32);
-    let report = qemu_img(folder.path(), &["check", "-f", "vhdx", "a.vhdx"]);
-    assert!(report.contains("No errors were found"), "{report}");
+    check_by_libvhdi("vhdx_keeps_sectors_of_4096_bytes", &[&path], &padded);
 }
 
 #[test]

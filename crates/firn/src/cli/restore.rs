@@ -25,8 +25,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 /// Write the disks of a snapshot, or of an image, as image files.
 ///
 /// One disk becomes a file; several become a folder with a file for each and what was kept with the snapshot. A file
-/// appears whole or not at all. The format follows from OUT's extension (.qcow2, .vmdk), else it is raw. A device must
-/// be free: not mounted, and not in use by LVM or md.
+/// appears whole or not at all. The format follows from OUT's extension (.qcow2, .vmdk, .vhd, .vhdx,
+/// .vdi), else it is raw. A device must be free: not mounted, and not in use by LVM or md.
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
     /// MACHINE, MACHINE@TIME or an image file
@@ -35,7 +35,8 @@ pub struct RestoreArgs {
     /// The file or folder to write; an existing block device; `-` for the raw bytes on stdout
     #[arg(value_name = "OUT", value_hint = ValueHint::AnyPath)]
     out: PathBuf,
-    /// raw, qcow2, qcow2-zlib or qcow2-zstd (compressed), vmdk, or vmdk-stream (compressed, for OVF and ESXi)
+    /// raw, qcow2, qcow2-zlib or qcow2-zstd (compressed), vmdk, vmdk-stream (compressed, for OVF and ESXi), vhd, vhdx
+    /// or vdi
     #[arg(long, value_name = "FORMAT", value_parser = parse_output_format)]
     format: Option<OutputFormat>,
     /// Only this disk (repeatable)
@@ -73,17 +74,23 @@ fn parse_output_format(text: &str) -> std::result::Result<OutputFormat, String> 
         "qcow2-zstd" => (WriteFormat::Qcow2(Some(ClusterCompression::Zstd)), "qcow2"),
         "vmdk" => (WriteFormat::VmdkMonolithicSparse, "vmdk"),
         "vmdk-stream" => (WriteFormat::VmdkStreamOptimized, "vmdk"),
-        _ => return Err("the formats are raw, qcow2, qcow2-zlib, qcow2-zstd, vmdk and vmdk-stream".to_owned()),
+        "vhd" => (WriteFormat::VhdDynamic, "vhd"),
+        "vhdx" => (WriteFormat::VhdxDynamic, "vhdx"),
+        "vdi" => (WriteFormat::VdiDynamic, "vdi"),
+        _ => {
+            let formats = "raw, qcow2, qcow2-zlib, qcow2-zstd, vmdk, vmdk-stream, vhd, vhdx and vdi";
+            return Err(format!("the formats are {formats}"));
+        }
     };
     Ok(OutputFormat { format, extension })
 }
 
 /// The format of an image that is read, by its name.
 pub fn parse_input_format(text: &str) -> std::result::Result<ImageFormat, String> {
-    [ImageFormat::Raw, ImageFormat::Qcow2, ImageFormat::Vmdk]
+    ImageFormat::ALL
         .into_iter()
         .find(|format| format.as_str() == text)
-        .ok_or_else(|| "the formats are raw, qcow2 and vmdk".to_owned())
+        .ok_or_else(|| "the formats are raw, qcow2, vmdk, vhd, vhdx and vdi".to_owned())
 }
 
 /// What an address stands for: disks with their names, and files that were kept with them.

@@ -62,7 +62,7 @@ impl Header {
         if header.log_guid != Guid::NIL && record.le_u16(64)? != 0 {
             return Err(record.unsupported(64, format!("a log of version {}; 0 is known", record.le_u16(64)?)));
         }
-        if header.log % MIB != 0 || header.log_length % MIB != 0 || header.log < MIB {
+        if !header.log.is_multiple_of(MIB) || !header.log_length.is_multiple_of(MIB) || header.log < MIB {
             let (at, length) = (header.log, header.log_length);
             return Err(record.corrupt(68, format!("a log of {length} bytes at byte {at}")));
         }
