@@ -16,6 +16,7 @@ mod ls;
 mod manual;
 mod names;
 mod nbd;
+mod new_ids;
 pub mod output;
 mod pool;
 mod progress;

@@ -2,6 +2,7 @@
 
 use super::context::Context;
 use super::in_use;
+use super::new_ids::{self, NewIdsArgs};
 use super::output;
 use super::progress::{Status, Watch};
 use super::snapshots::parse_address;
@@ -12,6 +13,7 @@ use crate::machine::Machine;
 use clap::{Args, ValueHint};
 use firn_disk::{Disk, Error, ErrorKind, FileDisk, Fua, MayUnmap, Result, SharedDisk, WriteDisk};
 use firn_format::fs::OpenOptions;
+use firn_format::identity::IdChange;
 use firn_format::image::{self, ClusterCompression, Destination, ImageFormat, WriteFormat, WriteOptions};
 use firn_pool::{Attachment, Entropy, SystemEntropy};
 use std::ffi::OsString;
@@ -48,6 +50,8 @@ pub struct RestoreArgs {
     /// Replay the journals of ext2, ext3 and ext4 file systems, as mounting each of them once would
     #[arg(long)]
     replayed: bool,
+    #[command(flatten)]
+    new_ids: NewIdsArgs,
     /// Let an image stand on files in this folder, too (repeatable)
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     allow_backing: Vec<PathBuf>,
@@ -120,9 +124,14 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Result<ExitCode> {
             .hint("leave out what stands after # or :, or choose disks by --disk"));
     }
     check_out(args)?;
+    new_ids::check_all_disks(&args.new_ids, &args.disk)?;
     let mut found = find(context, &address, args)?;
-    if args.replayed {
+    if args.replayed || args.new_ids.is_wanted() {
         found.disks = replay(context, found.disks)?;
+    }
+    let mut changes = Vec::new();
+    if args.new_ids.is_wanted() {
+        (found.disks, changes) = args.new_ids.apply(context, found.disks)?;
     }
     if !args.disk.is_empty() {
         found.disks = choose(found.disks, &args.disk)?;
@@ -135,7 +144,7 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Result<ExitCode> {
         write_all(context, args, &found, &done)
     })?;
     if !to_stdout(args) {
-        report(context, &written)?;
+        report(context, &written, &changes)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -449,7 +458,7 @@ fn write_device(
     Ok(Written { disk: Some(name.to_owned()), path: path.clone(), length: disk.len(), stored, padding: 0 })
 }
 
-fn report(context: &Context, written: &[Written]) -> Result<()> {
+fn report(context: &Context, written: &[Written], changes: &[IdChange]) -> Result<()> {
     if context.json {
         let disk = |file: &Written| {
             file.disk.as_ref().map(|disk| {
@@ -465,7 +474,8 @@ fn report(context: &Context, written: &[Written]) -> Result<()> {
         let config: Vec<_> =
             written.iter().filter(|file| file.disk.is_none()).map(|file| file.path.to_string_lossy()).collect();
         let disks: Vec<_> = written.iter().filter_map(disk).collect();
-        return output::json(&serde_json::json!({ "disks": disks, "config": config }));
+        let new_ids = new_ids::to_json(changes);
+        return output::json(&serde_json::json!({ "disks": disks, "config": config, "new_ids": new_ids }));
     }
     for Written { disk, path, length, stored, padding } in written {
         let path = output::plain(&path.to_string_lossy());
