@@ -16,6 +16,7 @@ mod lock;
 mod name;
 mod parent;
 mod qcow2;
+mod stream;
 mod tables;
 mod vdi;
 mod vhd;
@@ -24,6 +25,7 @@ mod vmdk;
 mod write;
 
 pub use destination::Destination;
+pub use stream::{StreamInfo, is_stream, open_stream, stream_info};
 pub use write::{ClusterCompression, WriteFormat, WriteOptions, WriteSummary, write_image};
 
 use access::{Gate, ImageFile};

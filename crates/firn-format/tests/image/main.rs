@@ -9,6 +9,7 @@ mod damage;
 mod microsoft;
 mod read;
 mod sesparse;
+mod stream;
 mod support;
 mod vdi;
 mod vmdk;

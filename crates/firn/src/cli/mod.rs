@@ -7,6 +7,7 @@ mod context;
 mod cp;
 mod forget;
 mod hash;
+mod import;
 mod in_use;
 mod init;
 mod key;
@@ -107,6 +108,7 @@ enum Command {
     Stat(stat::StatArgs),
     Init(init::InitArgs),
     Snap(snap::SnapArgs),
+    Import(import::ImportArgs),
     List(list::ListArgs),
     Show(list::ShowArgs),
     Restore(restore::RestoreArgs),
@@ -131,6 +133,7 @@ pub fn main() -> ExitCode {
         Command::Stat(args) => stat::run(&context, &args),
         Command::Init(args) => init::run(&context, &args),
         Command::Snap(args) => snap::run(&context, &args),
+        Command::Import(args) => import::run(&context, &args),
         Command::List(args) => list::list(&context, &args),
         Command::Show(args) => list::show(&context, &args),
         Command::Restore(args) => restore::run(&context, &args),
