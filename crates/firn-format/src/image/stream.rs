@@ -12,7 +12,7 @@
 use super::access::{Gate, ImageFile};
 use super::layer::{Layer, Layered, Place, Run, Unit};
 use super::{Details, Image, ImageFormat, OpenOptions};
-use firn_disk::{Disk, Error, Record, Result, SharedDisk};
+use firn_disk::{Error, Record, Result, SharedDisk};
 use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;

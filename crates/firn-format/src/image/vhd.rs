@@ -12,8 +12,8 @@
 //! BAT      u32: the sector of the block's bitmap, or 0xffffffff
 //! ```
 //! A checksum is the inverse of the sum of all bytes without it. Where the footer at the end is damaged or missing,
-//! its copy at the start counts. The length is the recorded size, but Virtual PC and old versions of QEMU mean the
-//! geometry, unless that is the largest there is: as QEMU 10 has it.
+//! its copy at the start counts; without that copy only a fixed disk is believed. The length is the recorded size, but
+//! Virtual PC and old versions of QEMU mean the geometry, unless that is the largest there is: as QEMU 10 has it.
 //!
 //! Source: Microsoft, Virtual Hard Disk Image Format Specification 1.0; QEMU's block/vpc.c. In a dynamic disk a
 //! sector whose bit is not set is zeros, as the specification says (QEMU sets all bits and looks at none). That a
@@ -63,7 +63,14 @@ impl Footer {
         let disk = file.disk();
         let end = disk.len().checked_sub(FOOTER);
         let end = end.ok_or_else(|| Error::corrupt("the file is too short for one").in_structure("VHD footer"))?;
-        Self::read_at(disk, end).or_else(|error| Self::read_at(disk, 0).map_err(|_| error))
+        let footer = Self::read_at(disk, end).or_else(|error| Self::read_at(disk, 0).map_err(|_| error))?;
+        let mut magic = [0; 8];
+        disk.read_at(&mut magic, 0)?;
+        if footer.kind != Kind::Fixed && &magic != MAGIC {
+            // A guest may write a footer into the last sector of its raw disk, which must not make us open files.
+            return Err(Error::corrupt("its copy at the start of the file is missing").in_structure("VHD footer"));
+        }
+        Ok(footer)
     }
 
     fn read_at(disk: &dyn Disk, at: u64) -> Result<Self> {

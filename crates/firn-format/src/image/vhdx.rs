@@ -22,7 +22,7 @@ use super::layer::{Layer, Layered, Place, Run, Unit};
 use super::tables::Tables;
 use super::{Details, ImageFormat, Opened, Opener, parent};
 use crate::table::Guid;
-use firn_disk::{Error, Result};
+use firn_disk::{Error, Record, Result};
 use header::{Header, Regions};
 use metadata::{Locator, Metadata};
 use std::sync::Arc;
@@ -44,6 +44,10 @@ mod state {
 
 /// Opens a VHDX image with its parents.
 pub(super) fn open(opener: &mut Opener, named: &ImageFile) -> Result<Opened> {
+    let mut magic = [0; 8];
+    if Record::read(named.disk(), &mut magic, 0, "VHDX header")?.slice(0, 8)? != MAGIC {
+        return Err(Error::corrupt("this is no VHDX image: it does not begin as one").in_structure("VHDX header"));
+    }
     let header = Header::read(named)?;
     let replayed = log::replay(named, &header)?;
     let is_dirty = replayed.is_some();

@@ -474,8 +474,11 @@ fn report(context: &Context, written: &[Written], changes: &[IdChange]) -> Resul
         let config: Vec<_> =
             written.iter().filter(|file| file.disk.is_none()).map(|file| file.path.to_string_lossy()).collect();
         let disks: Vec<_> = written.iter().filter_map(disk).collect();
-        let new_ids = new_ids::to_json(changes);
-        return output::json(&serde_json::json!({ "disks": disks, "config": config, "new_ids": new_ids }));
+        let mut document = serde_json::json!({ "disks": disks, "config": config });
+        if !changes.is_empty() {
+            document["new_ids"] = new_ids::to_json(changes);
+        }
+        return output::json(&document);
     }
     for Written { disk, path, length, stored, padding } in written {
         let path = output::plain(&path.to_string_lossy());
