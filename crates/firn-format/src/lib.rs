@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod fs;
+pub mod identity;
 pub mod image;
 pub mod layers;
 pub mod table;

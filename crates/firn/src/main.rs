@@ -5,6 +5,7 @@
 mod address;
 mod cli;
 mod copy;
+mod import;
 mod machine;
 mod when;
 

@@ -3,8 +3,10 @@
 pub mod ext;
 mod open;
 pub mod probe;
+mod renew;
 
 pub use open::{OpenOptions, open, replayed};
+pub(crate) use renew::{refusal as renew_refusal, renew};
 
 use firn_disk::{Result, SharedDisk};
 use std::fmt::Debug;

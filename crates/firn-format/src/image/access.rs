@@ -12,7 +12,7 @@
 
 use super::OpenOptions;
 use super::lock::lock_for_reading;
-use firn_disk::{Disk, Error, ErrorKind, FileDisk, Result};
+use firn_disk::{Disk, Error, ErrorKind, FileDisk, Result, SharedDisk};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use std::fs::{File, Metadata};
@@ -20,6 +20,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Entries of a folder that are looked at for a parent.
+const CANDIDATES_MAX: usize = 10_000;
 
 /// A folder and the frozen copy of it that an image is read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +66,9 @@ pub(super) struct ImageFile(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    disk: FileDisk,
+    /// The file, or what a log makes of it; the file below stays open either way.
+    disk: SharedDisk,
+    path: PathBuf,
     /// Device and inode number.
     identity: (u64, u64),
     /// Where names that this file holds are looked for, in order.
@@ -71,12 +76,23 @@ struct Inner {
 }
 
 impl ImageFile {
-    pub(super) fn disk(&self) -> &FileDisk {
-        &self.0.disk
+    pub(super) fn disk(&self) -> &dyn Disk {
+        &*self.0.disk
+    }
+
+    /// The same disk, to build another one over it.
+    pub(super) fn shared_disk(&self) -> SharedDisk {
+        self.0.disk.clone()
+    }
+
+    /// The same file with other content: `disk` is made of [`shared_disk`](Self::shared_disk), by a log's replay.
+    pub(super) fn with_content(&self, disk: SharedDisk) -> Self {
+        let Inner { path, identity, folders, .. } = &*self.0;
+        Self(Arc::new(Inner { disk, path: path.clone(), identity: *identity, folders: folders.clone() }))
     }
 
     pub(super) fn path(&self) -> &Path {
-        self.0.disk.path()
+        &self.0.path
     }
 
     pub(super) fn identity(&self) -> (u64, u64) {
@@ -195,13 +211,33 @@ impl Gate {
         }
     }
 
+    /// Files with `extension` that a child without a name for its parent may stand on: those in the folders of
+    /// `from`, in the allowed ones, and in a folder `Snapshots` of each. Their names only; opening them is
+    /// [`open_named`](Self::open_named)'s.
+    pub(super) fn candidates(&self, from: &ImageFile, extension: &str) -> Vec<PathBuf> {
+        let folders = from.0.folders.iter().chain(&self.own).chain(&self.allowed);
+        let folders = folders.flat_map(|folder| [folder.clone(), folder.join("Snapshots")]);
+        let has_extension =
+            |path: &PathBuf| path.extension().is_some_and(|given| given.eq_ignore_ascii_case(extension));
+        let mut found: Vec<PathBuf> = folders
+            .filter_map(|folder| std::fs::read_dir(folder).ok())
+            .flat_map(|entries| entries.flatten().take(CANDIDATES_MAX).map(|entry| entry.path()))
+            .filter(has_extension)
+            .filter_map(|path| path.canonicalize().ok())
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
     fn admit(&self, file: File, path: &Path, folders: Vec<PathBuf>) -> Result<ImageFile> {
         let metadata = file.metadata().map_err(|error| Error::from_io("stat", error).at_path(path))?;
         if !self.torn {
             lock_for_reading(&file, path)?;
         }
-        let disk = FileDisk::from_file(file, path)?;
-        Ok(ImageFile(Arc::new(Inner { disk, identity: (metadata.dev(), metadata.ino()), folders })))
+        let disk = Arc::new(FileDisk::from_file(file, path)?);
+        let identity = (metadata.dev(), metadata.ino());
+        Ok(ImageFile(Arc::new(Inner { disk, path: path.to_path_buf(), identity, folders })))
     }
 }
 

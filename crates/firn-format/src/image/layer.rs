@@ -52,6 +52,11 @@ pub(super) trait Layer: Debug + Send + Sync {
     /// Length of the disk in bytes.
     fn len(&self) -> u64;
 
+    /// The sector size of the disk in bytes, where the format records one.
+    fn logical_block_size(&self) -> u32 {
+        512
+    }
+
     /// Bytes that the largest compressed unit unpacks to; 0 when there are none.
     fn unit_bytes(&self) -> u64;
 
@@ -147,6 +152,10 @@ impl<L: Layer> Layered<L> {
 impl<L: Layer> Disk for Layered<L> {
     fn len(&self) -> u64 {
         self.layer.len()
+    }
+
+    fn logical_block_size(&self) -> u32 {
+        self.layer.logical_block_size()
     }
 
     fn read_at(&self, mut buf: &mut [u8], mut offset: u64) -> Result<()> {

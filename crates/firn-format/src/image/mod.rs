@@ -9,18 +9,25 @@
 //! memory does not grow with what an image claims. An image that a running QEMU writes to is refused.
 
 mod access;
+mod bitmap;
 mod destination;
 mod layer;
 mod lock;
 mod name;
+mod parent;
 mod qcow2;
+mod stream;
 mod tables;
+mod vdi;
+mod vhd;
+mod vhdx;
 mod vmdk;
 mod write;
 
 pub use access::Moved;
 pub use destination::Destination;
 pub use qcow2::StoredBitmap;
+pub use stream::{StreamInfo, is_stream, open_stream, stream_info};
 pub use write::{ClusterCompression, WriteFormat, WriteOptions, WriteSummary, write_image};
 
 use access::{Gate, ImageFile};
@@ -42,15 +49,27 @@ pub enum ImageFormat {
     Qcow2,
     /// VMware's format.
     Vmdk,
+    /// The format of Virtual PC, Azure and XenServer.
+    Vhd,
+    /// Hyper-V's format.
+    Vhdx,
+    /// VirtualBox's format.
+    Vdi,
 }
 
 impl ImageFormat {
-    /// Its usual name in lower case, the same that QEMU uses.
+    /// Every format, in the order in which they are listed to people.
+    pub const ALL: [Self; 6] = [Self::Raw, Self::Qcow2, Self::Vmdk, Self::Vhd, Self::Vhdx, Self::Vdi];
+
+    /// Its usual name in lower case, the same that QEMU uses but for `vhd`, which is `vpc` there.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
             Self::Vmdk => "vmdk",
+            Self::Vhd => "vhd",
+            Self::Vhdx => "vhdx",
+            Self::Vdi => "vdi",
         }
     }
 }
@@ -233,6 +252,9 @@ impl Opener {
             ImageFormat::Raw => Ok(open_raw(file)),
             ImageFormat::Qcow2 => qcow2::open(self, file, snapshot),
             ImageFormat::Vmdk => vmdk::open(self, file),
+            ImageFormat::Vhd => vhd::open(self, file),
+            ImageFormat::Vhdx => vhdx::open(self, file),
+            ImageFormat::Vdi => vdi::open(self, file),
         };
         self.open.pop();
         opened.map_err(|error| error.at_path(file.path()))
@@ -269,39 +291,38 @@ fn open_raw(file: &ImageFile) -> Opened {
     Opened { disk: Arc::new(Raw(file.clone())), format: ImageFormat::Raw, file: file.clone(), details, bitmaps: None }
 }
 
-/// Formats that would read as garbage if taken for raw, by the bytes at a place.
-const FOREIGN: [(usize, &[u8], &str); 6] = [
-    (0, b"vhdxfile", "VHDX"),
-    (0, b"conectix", "VHD"),
-    (64, &[0x7f, 0x10, 0xda, 0xbe], "VDI"),
-    (0, b"QED\0", "QED"),
-    (0, b"WithoutFreeSpace", "Parallels"),
-    (0, b"WithouFreSpacExt", "Parallels"),
-];
+/// Formats that would read as garbage if taken for raw, by their first bytes.
+const FOREIGN: [(&[u8], &str); 3] =
+    [(b"QED\0", "QED"), (b"WithoutFreeSpace", "Parallels"), (b"WithouFreSpacExt", "Parallels")];
 
 /// The format of `file` by its content: raw when nothing else fits.
 fn find_format(file: &ImageFile) -> Result<ImageFormat> {
     let disk = file.disk();
     let mut head = vec![0; usize::try_from(disk.len().min(4096)).unwrap_or_default()];
     disk.read_at(&mut head, 0)?;
-    if head.starts_with(qcow2::MAGIC) {
+    let begins = |magic: &[u8]| head.starts_with(magic);
+    let is_vmdk = [vmdk::HOSTED_MAGIC.as_slice(), vmdk::COWD_MAGIC, vmdk::SE_SPARSE_MAGIC].into_iter().any(begins);
+    if begins(qcow2::MAGIC) {
         return Ok(ImageFormat::Qcow2);
     }
-    if head.starts_with(vmdk::HOSTED_MAGIC) || head.starts_with(vmdk::COWD_MAGIC) || vmdk::is_descriptor(&head) {
+    if is_vmdk || vmdk::is_descriptor(&head) {
         return Ok(ImageFormat::Vmdk);
     }
-    if head.starts_with(&[0xbe, 0xba, 0xfe, 0xca, 0, 0, 0, 0]) {
-        return Err(vmdk::se_sparse().at_path(file.path()));
+    if begins(vhdx::MAGIC) {
+        return Ok(ImageFormat::Vhdx);
     }
-    let foreign = FOREIGN.iter().find(|(at, magic, _)| head.get(*at..).is_some_and(|rest| rest.starts_with(magic)));
-    let name = match foreign {
-        Some((_, _, name)) => name,
-        None if ends_as_vhd(disk)? => "VHD",
-        None => return Ok(ImageFormat::Raw),
-    };
-    Err(Error::unsupported(format!("{name} images are not read yet"))
-        .at_path(file.path())
-        .hint("convert it with qemu-img convert -O qcow2, or name the format raw if it is a raw disk"))
+    if head.get(vdi::MAGIC_AT..).is_some_and(|rest| rest.starts_with(vdi::MAGIC)) {
+        return Ok(ImageFormat::Vdi);
+    }
+    if let Some((_, name)) = FOREIGN.iter().find(|(magic, _)| begins(magic)) {
+        return Err(Error::unsupported(format!("{name} images are not read yet"))
+            .at_path(file.path())
+            .hint("convert it with qemu-img convert -O qcow2, or name the format raw if it is a raw disk"));
+    }
+    if begins(vhd::MAGIC) || ends_as_vhd(disk)? {
+        return Ok(ImageFormat::Vhd);
+    }
+    Ok(ImageFormat::Raw)
 }
 
 /// A VHD of fixed size is a raw disk with one sector more, which begins with its magic.
@@ -309,5 +330,5 @@ fn ends_as_vhd(disk: &dyn Disk) -> Result<bool> {
     let Some(at) = disk.len().checked_sub(512) else { return Ok(false) };
     let mut magic = [0; 8];
     disk.read_at(&mut magic, at)?;
-    Ok(&magic == b"conectix")
+    Ok(&magic == vhd::MAGIC)
 }

@@ -66,8 +66,11 @@ pub(super) fn format_from_driver(driver: &str) -> Result<ImageFormat> {
         "raw" | "file" | "host_device" => Ok(ImageFormat::Raw),
         "qcow2" => Ok(ImageFormat::Qcow2),
         "vmdk" => Ok(ImageFormat::Vmdk),
+        "vpc" => Ok(ImageFormat::Vhd),
+        "vhdx" => Ok(ImageFormat::Vhdx),
+        "vdi" => Ok(ImageFormat::Vdi),
         other => Err(Error::unsupported(format!("the backing file's format is {other:?}"))
-            .hint("raw, qcow2 and vmdk are read; convert it with qemu-img")),
+            .hint("raw, qcow2, vmdk, vpc, vhdx and vdi are read; convert it with qemu-img")),
     }
 }
 
@@ -82,7 +85,9 @@ fn from_json(value: &Value, role: &str) -> Result<FileName> {
     let driver = text("driver");
     let (format, prefix) = match driver {
         Some("file" | "host_device") => (Some(ImageFormat::Raw), ""),
-        Some("raw" | "qcow2" | "vmdk") => (driver.map(format_from_driver).transpose()?, "file."),
+        Some("raw" | "qcow2" | "vmdk" | "vpc" | "vhdx" | "vdi") => {
+            (driver.map(format_from_driver).transpose()?, "file.")
+        }
         Some(other) => return refuse(format!("driver {other:?}")),
         // Without a driver QEMU looks at the content.
         None => (None, "file."),

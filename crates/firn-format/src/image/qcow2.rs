@@ -21,7 +21,7 @@ use super::{Details, ImageFormat, Opened, Opener};
 pub(super) use bitmap::Bitmaps;
 pub use bitmap::StoredBitmap;
 use entry::{Cluster, Subcluster};
-use firn_disk::{Disk, Error, ErrorKind, Result};
+use firn_disk::{Error, ErrorKind, Result};
 use header::Header;
 pub(super) use header::MAGIC;
 use std::sync::Arc;

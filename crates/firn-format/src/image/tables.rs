@@ -4,7 +4,7 @@
 //! the length of the chain. Tables are never loaded whole: even the first level is read a page at a time.
 
 use super::access::ImageFile;
-use firn_disk::{Disk, Error, Result};
+use firn_disk::{Error, Result};
 use lru::LruCache;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -75,7 +75,7 @@ impl Tables {
         let within = usize::try_from(at - start).unwrap_or(usize::MAX);
         if at - start >= length {
             return Err(Error::corrupt(format!("a table lies past the end of the file at byte {}", disk.len()))
-                .at_path(disk.path())
+                .at_path(self.file.path())
                 .at_offset(at));
         }
         let key = (self.number, start);
@@ -101,7 +101,7 @@ impl Tables {
         let bytes = page.entries(N as u64);
         if bytes.len() < N {
             return Err(Error::corrupt("a table is cut off by the end of the file")
-                .at_path(self.file.disk().path())
+                .at_path(self.file.path())
                 .at_offset(at));
         }
         entry.copy_from_slice(bytes);

@@ -6,17 +6,20 @@
 //!   |- extent 1: ...
 //!   `- parent: another VMDK whose CID is our parentCID; what is in no grain is read from there
 //! ```
-//! Source: VMware, Virtual Disk Format 5.0. Refused by name: raw device mappings, seSparse.
+//! Source: VMware, Virtual Disk Format 5.0. Refused by name: raw device mappings.
 
 mod descriptor;
+mod sesparse;
 mod sparse;
 
 use super::access::ImageFile;
 use super::layer::{Layer, Layered, Place, Run, Unit};
 use super::{Details, ImageFormat, Opened, Opener};
+pub(super) use descriptor::is_descriptor;
 use descriptor::{Descriptor, ExtentType};
-pub(super) use descriptor::{is_descriptor, se_sparse};
-use firn_disk::{Disk, Error, ErrorKind, Record, Result};
+use firn_disk::{Error, ErrorKind, Record, Result};
+pub(super) use sesparse::MAGIC as SE_SPARSE_MAGIC;
+use sesparse::SeSparse;
 use sparse::Sparse;
 pub(super) use sparse::{COWD_MAGIC, HOSTED_MAGIC};
 use std::ffi::OsStr;
@@ -64,12 +67,18 @@ fn read_descriptor(opener: &Opener, file: &ImageFile) -> Result<(Descriptor, Opt
     let disk = file.disk();
     let mut magic = [0; 4];
     Record::read(disk, &mut magic, 0, "VMDK header")?;
+    let whole_extent = || {
+        Error::invalid("this is one extent of a VMDK image, without its descriptor")
+            .at_path(file.path())
+            .hint("name the descriptor: the small .vmdk file beside it")
+    };
+    if SE_SPARSE_MAGIC.starts_with(&magic) {
+        return Err(whole_extent());
+    }
     let (at, length, sparse) = if magic == *HOSTED_MAGIC || magic == *COWD_MAGIC {
         let sparse = Sparse::open(file, 0, &opener.tables)?;
         let Some((at, length)) = sparse.descriptor else {
-            return Err(Error::invalid("this is one extent of a VMDK image, without its descriptor")
-                .at_path(file.path())
-                .hint("name the descriptor: the small .vmdk file beside it"));
+            return Err(whole_extent());
         };
         (at, length.min(disk.len().saturating_sub(at)), Some(sparse))
     } else {
@@ -86,15 +95,21 @@ fn open_extent(opener: &Opener, extent: &ImageFile, number: u32, line: &descript
         extent.check_stored(at, line.bytes)?;
         return Ok(Content::Flat(extent.clone(), at));
     }
-    let sparse = Sparse::open(extent, number, &opener.tables)?;
-    if sparse.capacity < line.bytes {
+    let (capacity, content) = if line.kind == ExtentType::SeSparse {
+        let sparse = SeSparse::open(extent, &opener.tables)?;
+        (sparse.capacity, Content::SeSparse(sparse))
+    } else {
+        let sparse = Sparse::open(extent, number, &opener.tables)?;
+        (sparse.capacity, Content::Sparse(sparse))
+    };
+    if capacity < line.bytes {
         return Err(Error::corrupt(format!(
-            "the extent holds {} bytes, but the descriptor says {}",
-            sparse.capacity, line.bytes
+            "the extent holds {capacity} bytes, but the descriptor says {}",
+            line.bytes
         ))
         .at_path(extent.path()));
     }
-    Ok(Content::Sparse(sparse))
+    Ok(content)
 }
 
 fn open_parent(opener: &mut Opener, file: &ImageFile, descriptor: &Descriptor, cid: u32) -> Result<Opened> {
@@ -131,6 +146,7 @@ fn open_parent(opener: &mut Opener, file: &ImageFile, descriptor: &Descriptor, c
 enum Content {
     Flat(ImageFile, u64),
     Sparse(Sparse),
+    SeSparse(SeSparse),
     Zero,
 }
 
@@ -191,7 +207,11 @@ impl Vmdk {
         Details {
             virtual_size: self.length,
             subformat: Some(descriptor.create_type.clone()),
-            cluster_size: self.sparse().map(|sparse| sparse.grain).next(),
+            cluster_size: self.extents.iter().find_map(|extent| match &extent.content {
+                Content::Sparse(sparse) => Some(sparse.grain),
+                Content::SeSparse(_) => Some(SeSparse::GRAIN),
+                _ => None,
+            }),
             features,
             chain: Vec::new(),
             data_files: Vec::new(),
@@ -219,6 +239,7 @@ impl Layer for Vmdk {
             Content::Zero => Run { place: Place::Zero, length: rest },
             Content::Flat(file, at) => Run { place: Place::Stored { file, at: at.saturating_add(into) }, length: rest },
             Content::Sparse(sparse) => sparse.map(into, extent.start)?,
+            Content::SeSparse(sparse) => sparse.map(into)?,
         };
         Ok(Run { length: run.length.min(rest), ..run })
     }

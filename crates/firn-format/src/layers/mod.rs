@@ -18,6 +18,7 @@
 //! through the array; then a table with partitions; then a physical volume; then a file system.
 
 mod device;
+mod renewed;
 mod replayed;
 mod scan;
 mod select;
@@ -28,6 +29,7 @@ use replayed::Part;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub use renewed::{RenewOptions, Renewed};
 pub use replayed::Replayed;
 
 /// A node of [`Layers`].

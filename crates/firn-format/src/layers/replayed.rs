@@ -78,13 +78,13 @@ impl Layers {
     }
 
     /// The disk, partition or volume that a file system is in.
-    fn holder(&self, id: NodeId) -> Option<NodeId> {
+    pub(super) fn holder(&self, id: NodeId) -> Option<NodeId> {
         std::iter::successors(Some(id), |id| self.node(*id).parent).find(|id| self.node(*id).disk.is_some())
     }
 
     /// Calls `visit` with disk, offset, offset in the file system and length for each piece of `range` of a layer,
     /// which begins at byte `start` of the file system.
-    fn place(
+    pub(super) fn place(
         &self,
         id: NodeId,
         range: std::ops::Range<u64>,

@@ -15,13 +15,14 @@ const MAX_ENTRY_BYTES: u64 = 4 << 20;
 
 /// One whole copy of the table.
 #[derive(Debug)]
-struct Copy {
+pub(super) struct Copy {
     block_size: u32,
-    disk_guid: Guid,
-    other_sector: u64,
+    pub(super) disk_guid: Guid,
+    pub(super) other_sector: u64,
+    pub(super) entries_sector: u64,
     entries_checksum: u32,
-    entry_size: usize,
-    entries: Vec<u8>,
+    pub(super) entry_size: usize,
+    pub(super) entries: Vec<u8>,
 }
 
 /// The table that a protective MBR promises, or, with `boot` absent, one whose MBR was lost.
@@ -121,7 +122,7 @@ fn read_header(disk: &SharedDisk, block_size: u32, sector: u64) -> Result<Header
 }
 
 /// The copy whose header is in `sector`, both checksums checked.
-fn read_copy(disk: &SharedDisk, block_size: u32, sector: u64) -> Result<Copy> {
+pub(super) fn read_copy(disk: &SharedDisk, block_size: u32, sector: u64) -> Result<Copy> {
     let structure = "GPT entries";
     let header = read_header(disk, block_size, sector)?;
     let bytes = u64::from(header.entry_count) * u64::from(header.entry_size);
@@ -145,6 +146,7 @@ fn read_copy(disk: &SharedDisk, block_size: u32, sector: u64) -> Result<Copy> {
         block_size,
         disk_guid: header.disk_guid,
         other_sector: header.other_sector,
+        entries_sector: header.entries_sector,
         entries_checksum: header.entries_checksum,
         entry_size: usize::try_from(header.entry_size).unwrap_or(128),
         entries,

@@ -15,6 +15,11 @@ impl Guid {
         Self(bytes)
     }
 
+    /// Its 16 bytes as they stand on disk.
+    pub fn to_disk(self) -> [u8; 16] {
+        self.0
+    }
+
     /// From 16 bytes that stand in the order in which they are printed.
     pub fn from_printed_order(bytes: [u8; 16]) -> Self {
         let [a, b, c, d, e, f, g, h, rest @ ..] = bytes;

@@ -19,9 +19,11 @@ pub(crate) mod crc32;
 mod gpt;
 mod guid;
 mod mbr;
+mod renew;
 mod types;
 
 pub use guid::Guid;
+pub(crate) use renew::renew;
 pub use types::PartitionType;
 
 use crate::fs::probe;

@@ -253,12 +253,7 @@ fn other_formats_are_refused_by_name_unless_called_raw() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let fixed = ["create", "-q", "-f", "vpc", "-o", "subformat=fixed", "fixed", "4M"];
-    qemu_img(folder.path(), &fixed);
-    let error = image::open(folder.path().join("fixed"), &OpenOptions::default()).unwrap_err();
-    assert!(error.to_string().contains("VHD"), "{error}");
-    for (format, word) in [("vhdx", "VHDX"), ("vdi", "VDI"), ("vpc", "VHD"), ("qed", "QED"), ("parallels", "Parallels")]
-    {
+    for (format, word) in [("qed", "QED"), ("parallels", "Parallels")] {
         qemu_img(folder.path(), &["create", "-q", "-f", format, format, "4M"]);
         let path = folder.path().join(format);
         let error = image::open(&path, &OpenOptions::default()).unwrap_err();

@@ -143,7 +143,8 @@ fn a_zero_cluster_in_version_2_is_told() {
     assert_eq!(read_all(&path).unwrap_err().kind(), ErrorKind::Corrupt);
 }
 
-const SEEDS: [(&str, &[&str]); 9] = [
+/// Formats and options; a fixed VHD whose end is gone is a raw disk to everybody, so it comes last.
+const SEEDS: [(&str, &[&str]); 15] = [
     ("qcow2", &["-o", "cluster_size=4k"]),
     ("qcow2", &["-o", "cluster_size=512"]),
     ("qcow2", &["-o", "cluster_size=16k,extended_l2=on"]),
@@ -153,6 +154,12 @@ const SEEDS: [(&str, &[&str]); 9] = [
     ("vmdk", &["-o", "subformat=monolithicSparse"]),
     ("vmdk", &["-o", "subformat=streamOptimized"]),
     ("vmdk", &["-o", "subformat=twoGbMaxExtentSparse"]),
+    ("vpc", &["-o", "subformat=dynamic,force_size=on"]),
+    ("vhdx", &["-o", "subformat=dynamic,block_size=1M"]),
+    ("vhdx", &["-o", "subformat=fixed"]),
+    ("vdi", &[]),
+    ("vdi", &["-o", "static=on"]),
+    ("vpc", &["-o", "subformat=fixed,force_size=on"]),
 ];
 
 #[test]
@@ -160,7 +167,7 @@ fn a_truncated_image_gives_an_error_or_the_right_bytes() {
     if !have("qemu-img", "a_truncated_image_gives_an_error_or_the_right_bytes") {
         return;
     }
-    for (format, options) in SEEDS {
+    for (format, options) in &SEEDS[..SEEDS.len() - 1] {
         let folder = tempfile::tempdir().unwrap();
         let (named, bytes) = made(folder.path(), format, options, 700 << 10);
         let split = folder.path().join("image-s001");
@@ -173,7 +180,10 @@ fn a_truncated_image_gives_an_error_or_the_right_bytes() {
         for cut in cuts.into_iter().filter(|cut| *cut >= 4) {
             std::fs::write(path, &sound[..cut]).unwrap();
             if let Ok(read) = read_all(&named) {
-                assert!(read == bytes, "{format} {options:?} of {cut} bytes: wrong bytes");
+                // A VHDX is made in whole MiB.
+                let (same, rest) = read.split_at(bytes.len());
+                let is_right = same == bytes && rest.iter().all(|byte| *byte == 0);
+                assert!(is_right, "{format} {options:?} of {cut} bytes: wrong bytes");
             }
         }
     }

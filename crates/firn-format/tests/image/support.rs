@@ -17,11 +17,7 @@ pub fn have(tool: &str, test: &str) -> bool {
     found
 }
 
-/// Says that `test` cannot run here; fails where everything must.
-pub fn skip(test: &str, reason: &str) {
-    assert!(std::env::var_os("FIRN_REQUIRE_ALL").is_none_or(|value| value != "1"), "{test}: {reason}");
-    eprintln!("SKIPPED: {test}: {reason}");
-}
+pub use firn_disk::testing::skip;
 
 /// Runs a tool in `folder` and answers what it printed.
 pub fn run(folder: &Path, tool: &str, arguments: &[&str]) -> String {
@@ -72,6 +68,30 @@ pub fn mixed_disk(length: usize, seed: u64) -> Vec<u8> {
         at = end;
     }
     bytes
+}
+
+/// Checks that libvhdi, a reader of VHD and VHDX that we did not write, reads `expected` out of the first of `chain`,
+/// each of which stands on the next.
+pub fn check_by_libvhdi(test: &str, chain: &[&Path], expected: &[u8]) {
+    // Debian's own Python has the module.
+    let python = "/usr/bin/python3";
+    if !Command::new(python).args(["-c", "import pyvhdi"]).output().is_ok_and(|output| output.status.success()) {
+        skip(test, "python3-libvhdi is missing");
+        return;
+    }
+    let script = "import sys, pyvhdi\n\
+        files = []\n\
+        for name in sys.argv[1:]:\n    file = pyvhdi.file()\n    file.open(name)\n    files.append(file)\n\
+        for child, parent in zip(files, files[1:]): child.set_parent(parent)\n\
+        left = files[0].get_media_size()\n\
+        while left:\n    piece = files[0].read(min(left, 1 << 20))\n    left -= len(piece)\n    \
+        sys.stdout.buffer.write(piece)\n";
+    let output = Command::new(python).args(["-c", script]).args(chain).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.stdout.len(), expected.len());
+    if let Some(at) = (0..expected.len()).find(|at| output.stdout[*at] != expected[*at]) {
+        panic!("libvhdi reads something else from byte {at} on");
+    }
 }
 
 pub fn open(path: impl AsRef<Path>) -> Image {

@@ -1,19 +1,22 @@
 //! Images that firn writes: QEMU finds nothing wrong with them and reads the same disk.
 
-use crate::support::{have, mixed_disk, open, qemu_img, run, skip};
+use crate::support::{check_by_libvhdi, have, mixed_disk, open, qemu_img, run, skip};
 use firn_disk::testing::{FaultDisk, check_disk, pattern};
 use firn_disk::{Disk, ErrorKind, Extent, ExtentKind, FileDisk, MemDisk, Result};
 use firn_format::image::{ClusterCompression, Destination, WriteFormat, WriteOptions, WriteSummary, write_image};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-const FORMATS: [(WriteFormat, &str); 6] = [
+const FORMATS: [(WriteFormat, &str); 9] = [
     (WriteFormat::Raw, "raw"),
     (WriteFormat::Qcow2(None), "qcow2"),
     (WriteFormat::Qcow2(Some(ClusterCompression::Zlib)), "qcow2"),
     (WriteFormat::Qcow2(Some(ClusterCompression::Zstd)), "qcow2"),
     (WriteFormat::VmdkMonolithicSparse, "vmdk"),
     (WriteFormat::VmdkStreamOptimized, "vmdk"),
+    (WriteFormat::VhdDynamic, "vpc"),
+    (WriteFormat::VhdxDynamic, "vhdx"),
+    (WriteFormat::VdiDynamic, "vdi"),
 ];
 
 fn write(source: &dyn Disk, path: &Path, format: WriteFormat, threads: usize) -> Result<WriteSummary> {
@@ -41,7 +44,8 @@ fn check_all(bytes: &[u8], folder: &Path) {
         let expected = if format == WriteFormat::Raw { bytes } else { &padded };
         assert_eq!(summary.virtual_size, expected.len() as u64);
         assert_eq!(summary.padding, (expected.len() - bytes.len()) as u64);
-        if name != "raw" {
+        // QEMU has no check for VHD.
+        if !matches!(name, "raw" | "vpc") {
             // It fails when it finds leaks or errors.
             let report = qemu_img(folder, &["check", "-f", name, &file]);
             assert!(report.contains("No errors were found"), "{report}");
@@ -63,6 +67,59 @@ fn qemu_agrees_with_every_format() {
     check_all(&pattern(200_000, 5), folder.path());
     check_all(&vec![0; 3 << 20], folder.path());
     check_all(&[9], folder.path());
+}
+
+#[test]
+fn an_empty_disk_is_sound_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for (index, (format, name)) in FORMATS.into_iter().enumerate() {
+        let path = folder.path().join(index.to_string());
+        match write(&MemDisk::zeroed(0), &path, format, 1) {
+            Ok(summary) => assert_eq!((summary.virtual_size, open(&path).disk.len()), (0, 0), "{name}"),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Unsupported, "{name}: {error}");
+                assert!(!matches!(name, "raw" | "qcow2"), "{error}");
+                continue;
+            }
+        }
+        if name == "qcow2" && have("qemu-img", "an_empty_disk_is_sound_or_refused") {
+            let report = qemu_img(folder.path(), &["check", "-f", name, path.to_str().unwrap()]);
+            assert!(report.contains("No errors were found"), "{report}");
+        }
+    }
+}
+
+#[test]
+fn each_copy_has_identifiers_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = MemDisk::from(pattern(5000, 1));
+    for (index, (format, name)) in FORMATS.into_iter().enumerate() {
+        let copy = |unique: u8| {
+            let path = folder.path().join(format!("{index}-{unique}"));
+            let options = WriteOptions { unique: [unique; 16], ..WriteOptions::default() };
+            write_image(&source, &FileDisk::create(&path, 0).unwrap(), format, &options, &|_| ()).unwrap();
+            open(&path).details.features
+        };
+        let has_none = matches!(name, "raw" | "qcow2");
+        assert_eq!(copy(1) == copy(2), has_none, "{name}");
+    }
+}
+
+/// QEMU knows no such disk; libvhdi does.
+#[test]
+fn vhdx_keeps_sectors_of_4096_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = mixed_disk((5 << 20) + 512, 31);
+    let source = MemDisk::from(bytes.clone()).with_logical_block_size(4096);
+    let path = folder.path().join("a.vhdx");
+    let summary = write(&source, &path, WriteFormat::VhdxDynamic, 2).unwrap();
+    assert_eq!(summary.padding, 4096 - 512);
+    let image = open(&path);
+    assert_eq!(image.disk.logical_block_size(), 4096);
+    let mut padded = bytes;
+    padded.resize((5 << 20) + 4096, 0);
+    check_disk(&image.disk, &padded, 32);
+    check_by_libvhdi("vhdx_keeps_sectors_of_4096_bytes", &[&path], &padded);
 }
 
 #[test]
@@ -119,7 +176,7 @@ fn a_terabyte_of_holes_takes_no_time_and_little_space() {
         let summary = write(&source, &path, format, 2).unwrap();
         assert_eq!(summary.virtual_size, 1 << 40);
         assert!(summary.data_bytes <= 28 << 16, "{summary:?}");
-        if name != "raw" {
+        if !matches!(name, "raw" | "vpc") {
             run(folder.path(), "qemu-img", &["check", "-q", "-f", name, path.to_str().unwrap()]);
         }
         let image = open(&path);
@@ -136,8 +193,13 @@ fn a_terabyte_of_holes_takes_no_time_and_little_space() {
 #[test]
 fn what_cannot_be_written_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let huge = Scattered { length: 1 << 42, every: 1 << 41 };
-    for format in [WriteFormat::VmdkMonolithicSparse, WriteFormat::VmdkStreamOptimized] {
+    let huge = Scattered { length: 1 << 47, every: 1 << 46 };
+    for format in [
+        WriteFormat::VmdkMonolithicSparse,
+        WriteFormat::VmdkStreamOptimized,
+        WriteFormat::VhdDynamic,
+        WriteFormat::VhdxDynamic,
+    ] {
         let error = write(&huge, &folder.path().join(format!("{format:?}")), format, 1).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
     }
@@ -210,6 +272,9 @@ fn the_extension_says_the_format() {
         ("a.qcow2", WriteFormat::Qcow2(None)),
         ("a.QCOW2", WriteFormat::Qcow2(None)),
         ("a.vmdk", WriteFormat::VmdkMonolithicSparse),
+        ("a.vhd", WriteFormat::VhdDynamic),
+        ("a.Vhdx", WriteFormat::VhdxDynamic),
+        ("a.vdi", WriteFormat::VdiDynamic),
         ("a.img", WriteFormat::Raw),
         ("vmdk", WriteFormat::Raw),
     ] {

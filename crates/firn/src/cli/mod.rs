@@ -9,6 +9,7 @@ mod define;
 mod doctor;
 mod forget;
 mod hash;
+mod import;
 mod in_place;
 mod init;
 mod key;
@@ -21,6 +22,7 @@ mod ls;
 mod manual;
 mod names;
 mod nbd;
+mod new_ids;
 pub mod output;
 mod pool;
 mod progress;
@@ -118,6 +120,7 @@ enum Command {
     Snap(snap::SnapArgs),
     Doctor(doctor::DoctorArgs),
     Sources(sources::SourcesArgs),
+    Import(import::ImportArgs),
     List(list::ListArgs),
     Show(list::ShowArgs),
     Restore(restore::RestoreArgs),
@@ -154,6 +157,7 @@ pub fn main() -> ExitCode {
         Command::Snap(args) => snap::run(&context, &args),
         Command::Doctor(args) => doctor::run(&context, &args),
         Command::Sources(args) => sources::run(&context, &args),
+        Command::Import(args) => import::run(&context, &args),
         Command::List(args) => list::list(&context, &args),
         Command::Show(args) => list::show(&context, &args),
         Command::Restore(args) => restore::run(&context, &args),

@@ -2,6 +2,7 @@
 
 use super::context::Context;
 use super::define::{DefineArgs, Definition};
+use super::new_ids::{self, NewIdsArgs};
 use super::progress::{Status, Watch};
 use super::restored::{self, DamagedDisk, Restored, Written};
 use super::snapshots::parse_address;
@@ -27,9 +28,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 /// Write the disks of a snapshot, or of an image, as image files.
 ///
 /// One disk becomes a file; several become a folder with a file for each and what was kept with the snapshot. A file
-/// appears whole or not at all. The format follows from OUT's extension (.qcow2, .vmdk), else it is raw. A device must
-/// be free: not mounted, and not in use by LVM or md. What of a snapshot is damaged in the pool reads as zeros: its ranges
-/// are listed, and the exit code is 3.
+/// appears whole or not at all. The format follows from OUT's extension (.qcow2, .vmdk, .vhd, .vhdx, .vdi), else it is
+/// raw. A device must be free: not mounted, and not in use by LVM or md. What of a snapshot is damaged in the pool reads
+/// as zeros: its ranges are listed, and the exit code is 3.
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
     /// MACHINE, MACHINE@TIME or an image file
@@ -39,7 +40,8 @@ pub struct RestoreArgs {
     /// stdout
     #[arg(value_name = "OUT", value_hint = ValueHint::AnyPath)]
     out: PathBuf,
-    /// raw, qcow2, qcow2-zlib or qcow2-zstd (compressed), vmdk, or vmdk-stream (compressed, for OVF and ESXi)
+    /// raw, qcow2, qcow2-zlib or qcow2-zstd (compressed), vmdk, vmdk-stream (compressed, for OVF and ESXi), vhd, vhdx
+    /// or vdi
     #[arg(long, value_name = "FORMAT", value_parser = parse_output_format)]
     format: Option<OutputFormat>,
     /// Only this disk (repeatable)
@@ -54,6 +56,8 @@ pub struct RestoreArgs {
     /// Replay the journals of ext2, ext3 and ext4 file systems, as mounting each of them once would
     #[arg(long)]
     replayed: bool,
+    #[command(flatten)]
+    new_ids: NewIdsArgs,
     /// Let an image stand on files in this folder, too (repeatable)
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     allow_backing: Vec<PathBuf>,
@@ -82,17 +86,23 @@ fn parse_output_format(text: &str) -> std::result::Result<OutputFormat, String> 
         "qcow2-zstd" => (WriteFormat::Qcow2(Some(ClusterCompression::Zstd)), "qcow2"),
         "vmdk" => (WriteFormat::VmdkMonolithicSparse, "vmdk"),
         "vmdk-stream" => (WriteFormat::VmdkStreamOptimized, "vmdk"),
-        _ => return Err("the formats are raw, qcow2, qcow2-zlib, qcow2-zstd, vmdk and vmdk-stream".to_owned()),
+        "vhd" => (WriteFormat::VhdDynamic, "vhd"),
+        "vhdx" => (WriteFormat::VhdxDynamic, "vhdx"),
+        "vdi" => (WriteFormat::VdiDynamic, "vdi"),
+        _ => {
+            let formats = "raw, qcow2, qcow2-zlib, qcow2-zstd, vmdk, vmdk-stream, vhd, vhdx and vdi";
+            return Err(format!("the formats are {formats}"));
+        }
     };
     Ok(OutputFormat { format, extension })
 }
 
 /// The format of an image that is read, by its name.
 pub fn parse_input_format(text: &str) -> std::result::Result<ImageFormat, String> {
-    [ImageFormat::Raw, ImageFormat::Qcow2, ImageFormat::Vmdk]
+    ImageFormat::ALL
         .into_iter()
         .find(|format| format.as_str() == text)
-        .ok_or_else(|| "the formats are raw, qcow2 and vmdk".to_owned())
+        .ok_or_else(|| "the formats are raw, qcow2, vmdk, vhd, vhdx and vdi".to_owned())
 }
 
 /// What an address stands for: disks with their names, and files that were kept with them.
@@ -114,9 +124,14 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Result<ExitCode> {
             .hint("leave out what stands after # or :, or choose disks by --disk"));
     }
     check_out(args)?;
+    new_ids::check_all_disks(&args.new_ids, &args.disk)?;
     let mut found = find(context, &address, args)?;
-    if args.replayed {
+    if args.replayed || args.new_ids.is_wanted() {
         found.disks = replay(context, found.disks)?;
+    }
+    let mut changes = Vec::new();
+    if args.new_ids.is_wanted() {
+        (found.disks, changes) = args.new_ids.apply(context, found.disks)?;
     }
     if !args.disk.is_empty() {
         found.disks = choose(found.disks, &args.disk)?;
@@ -135,7 +150,8 @@ pub fn run(context: &Context, args: &RestoreArgs) -> Result<ExitCode> {
     }
     if !to_stdout(args) {
         let definition = definition.as_ref().filter(|_| damaged.is_empty());
-        let restored = Restored { written: &written, in_place: args.in_place, damaged: &damaged, definition };
+        let restored =
+            Restored { written: &written, in_place: args.in_place, damaged: &damaged, definition, changes: &changes };
         restored::report(context, &restored)?;
     }
     damaged.iter().for_each(restored::tell_damage);
@@ -222,7 +238,7 @@ fn find(context: &Context, address: &Address, args: &RestoreArgs) -> Result<Foun
     let is_in_pool = source.manifest.is_some();
     let attachments = source.manifest.map(|manifest| manifest.attachments).unwrap_or_default();
     // Zeros in place of damage must neither overwrite what is good, nor be taken for a file system's own.
-    if !is_in_pool || args.in_place || args.replayed {
+    if !is_in_pool || args.in_place || args.replayed || args.new_ids.is_wanted() {
         return Ok(Found { disks: source.disks, attachments, salvaged: Vec::new() });
     }
     let salvage = |(name, disk)| (name, Arc::new(Salvage::new(disk)));

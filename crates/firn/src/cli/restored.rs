@@ -2,8 +2,9 @@
 
 use super::context::Context;
 use super::define::Definition;
-use super::output;
+use super::{new_ids, output};
 use firn_disk::{Error, Result};
+use firn_format::identity::IdChange;
 use serde_json::{Value, json};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -42,6 +43,8 @@ pub struct Restored<'a> {
     pub in_place: bool,
     pub damaged: &'a [DamagedDisk],
     pub definition: Option<&'a Definition>,
+    /// Identifiers that the copy has in place of the original's.
+    pub changes: &'a [IdChange],
 }
 
 /// Tells on stderr what of a disk is zeros that should not be.
@@ -107,6 +110,9 @@ fn document(restored: &Restored<'_>) -> Value {
         files.clone().filter(|file| file.disk.is_none()).map(|file| file.path.to_string_lossy()).collect();
     let disks: Vec<_> = files.filter_map(disk).collect();
     let mut document = json!({ "disks": disks, "config": config });
+    if !restored.changes.is_empty() {
+        document["new_ids"] = new_ids::to_json(restored.changes);
+    }
     if let Some(definition) = restored.definition {
         document["defined"] = definition.json();
     }

@@ -207,7 +207,7 @@ fn images_of_each_format_with_their_chains() {
     assert!(firn.raw("file") == firn.read("base.qcow2"));
     let run = firn.run("snap file a.raw --input-format qcow2");
     assert!(matches!(run.code, 3 | 7) && run.stderr.contains("a.raw: qcow2 header"), "{}", run.stderr);
-    firn.fails(2, "snap file a.raw --input-format vhdx", &["the formats are raw, qcow2 and vmdk"]);
+    firn.fails(2, "snap file a.raw --input-format qed", &["the formats are raw, qcow2, vmdk, vhd, vhdx and vdi"]);
     std::fs::remove_file(firn.path("base.qcow2")).unwrap();
     firn.fails(4, "snap web1 near.qcow2", &["backing file", "base.qcow2"]);
     assert!(firn.raw("web1") == second, "what is in the pool does not need the image");

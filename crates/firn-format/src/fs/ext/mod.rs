@@ -25,6 +25,7 @@ mod journal;
 mod map;
 mod nokey;
 mod recover;
+mod renew;
 mod superblock;
 mod tree;
 mod volume;
@@ -32,6 +33,7 @@ mod xattr;
 
 use firn_disk::{Error, Result, SharedDisk};
 use recover::Recovered;
+pub(super) use renew::renew;
 use std::fmt;
 use std::sync::Arc;
 use volume::Volume;

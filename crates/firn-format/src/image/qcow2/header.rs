@@ -13,12 +13,14 @@
 
 use super::bitmap::Directory;
 use crate::image::access::ImageFile;
-use firn_disk::{Disk, Error, Record, Result};
+use firn_disk::{Error, Record, Result};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
 /// The first bytes of every qcow2 image.
 pub(in crate::image) const MAGIC: &[u8; 4] = b"QFI\xfb";
+/// What to do about a file that somebody calls qcow2.
+const NOT_QCOW2: &str = "let the format be found by content, or take the file for raw if it is a raw disk";
 /// QEMU's limit for a level 1 table, in bytes.
 const L1_BYTES_MAX: u64 = 32 << 20;
 /// A backing file's name is at most this long.
@@ -83,6 +85,9 @@ impl Header {
         let mut head = [0; 112];
         let version = {
             let record = Record::read(disk, &mut head[..72], 0, "qcow2 header")?;
+            if record.slice(0, 4)? != MAGIC {
+                return Err(record.corrupt(0, "this is no qcow2 image: it does not begin as one").hint(NOT_QCOW2));
+            }
             let version = record.be_u32(4)?;
             if !(2..=3).contains(&version) {
                 return Err(record.unsupported(4, format!("qcow version {version}; 2 and 3 are known")));

@@ -27,6 +27,8 @@ pub(super) enum ExtentType {
     Flat(u64),
     /// In a file of grains.
     Sparse,
+    /// In a file of grains in the format of ESXi 6.5 and newer.
+    SeSparse,
     Zero,
 }
 
@@ -71,7 +73,7 @@ impl Descriptor {
     /// Reads a descriptor. `is_embedded` in a file of grains, which is then the only extent.
     ///
     /// # Errors
-    /// `Corrupt` for what makes no sense; `Unsupported` for extents that are no files: devices, seSparse.
+    /// `Corrupt` for what makes no sense; `Unsupported` for extents that are no files but devices.
     pub(super) fn parse(text: &[u8], is_embedded: bool) -> Result<Self> {
         let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
         let (mut cid, mut parent_cid, mut parent_hint, mut create_type) = (None, None, None, None);
@@ -175,8 +177,8 @@ fn parse_extent(words: &[Vec<u8>], line: &[u8]) -> Result<ExtentLine> {
     let kind = match words.get(2).map(|word| word.to_ascii_uppercase()).as_deref() {
         Some(b"FLAT" | b"VMFS") => ExtentType::Flat(number(4)?.unwrap_or(0)),
         Some(b"SPARSE" | b"VMFSSPARSE") => ExtentType::Sparse,
+        Some(b"SESPARSE") => ExtentType::SeSparse,
         Some(b"ZERO") => ExtentType::Zero,
-        Some(b"SESPARSE") => return Err(se_sparse()),
         Some(b"VMFSRDM" | b"VMFSRDMP" | b"VMFSRAW") => return Err(device_mapping(&shown)),
         Some(other) => {
             return Err(unsupported(format!("extents of type {:?}", String::from_utf8_lossy(other).into_owned())));
@@ -188,12 +190,6 @@ fn parse_extent(words: &[Vec<u8>], line: &[u8]) -> Result<ExtentLine> {
         return Err(bad());
     }
     Ok(ExtentLine { bytes, kind, file })
-}
-
-/// The refusal of a seSparse extent, which is another format in all but name.
-pub(in crate::image) fn se_sparse() -> Error {
-    unsupported("seSparse extents are not read yet")
-        .hint("clone the disk on the ESXi host with vmkfstools -i, or consolidate its snapshots")
 }
 
 fn device_mapping(shown: &str) -> Error {
@@ -210,7 +206,6 @@ fn refuse_devices(create_type: &str) -> Result<()> {
         | "vmfsrdmp"
         | "vmfsrawdevicemap"
         | "vmfspassthroughrawdevicemap" => Err(device_mapping(create_type)),
-        "sesparse" => Err(se_sparse()),
         _ => Ok(()),
     }
 }
@@ -247,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_and_sesparse_are_refused_by_name() {
+    fn devices_are_refused_by_name() {
         let with = |kind: &str, line: &str| {
             let text = format!("version=1\nCID=1\nparentCID=ffffffff\ncreateType=\"{kind}\"\n{line}\n");
             Descriptor::parse(text.as_bytes(), false).unwrap_err()
@@ -256,7 +251,6 @@ mod tests {
             ("vmfsRawDeviceMap", "RW 8 VMFSRDM \"x-rdm.vmdk\"", "raw device mapping"),
             ("vmfs", "RW 8 VMFSRDMP \"x-rdmp.vmdk\"", "raw device mapping"),
             ("fullDevice", "RW 8 FLAT \"/dev/sda\" 0", "raw device mapping"),
-            ("seSparse", "RW 8 SESPARSE \"x\"", "seSparse"),
             ("vmfs", "RW 8 WONDER \"x\"", "WONDER"),
             ("vmfs", "NOACCESS 8 FLAT \"x\" 0", "may not be read"),
         ] {

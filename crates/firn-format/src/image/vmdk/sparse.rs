@@ -14,7 +14,7 @@
 use crate::image::access::ImageFile;
 use crate::image::layer::{Place, Run, Unit};
 use crate::image::tables::{TableCache, Tables};
-use firn_disk::{Disk, Error, Record, Result};
+use firn_disk::{Error, Record, Result};
 use flate2::{Decompress, FlushDecompress, Status};
 use std::sync::Arc;
 
@@ -75,7 +75,6 @@ impl Sparse {
                 Self::open_hosted(&read_footer(file, &mut footer)?, Some(&record), tables, file_number)
             }
             HOSTED_MAGIC => Self::open_hosted(&record, None, tables, file_number),
-            b"\xbe\xba\xfe\xca" => Err(super::descriptor::se_sparse()),
             _ => Err(record.corrupt(0, "this is no VMDK extent")),
         };
         sparse.and_then(Self::checked).map_err(|error| error.at_path(file.path()))

@@ -103,12 +103,12 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     fn new(output: &'a FileDisk, size: u64) -> Result<Self> {
-        let entries = size.div_ceil(L2_ENTRIES * CLUSTER);
+        // An empty disk has a table of one entry all the same: QEMU counts a cluster without any as leaked.
+        let entries = size.div_ceil(L2_ENTRIES * CLUSTER).max(1);
         if entries * 8 > L1_MAX {
             return Err(too_large(size, "qcow2"));
         }
-        // An empty disk has a table all the same: QEMU wants it to lie somewhere.
-        let l1_clusters = (entries * 8).div_ceil(CLUSTER).max(1);
+        let l1_clusters = (entries * 8).div_ceil(CLUSTER);
         let end = (1 + l1_clusters) * CLUSTER;
         let mut refcounts = Refcounts::default();
         refcounts.add(0, end)?;

@@ -21,7 +21,8 @@ pub(super) fn write(pipeline: &Pipeline<'_>, output: &FileDisk) -> Result<u64> {
     Ok(written)
 }
 
-fn write_unit(output: &FileDisk, offset: u64, bytes: &[u8]) -> Result<u64> {
+/// Writes what of `bytes` is not zero where it belongs, into a file that is long enough; answers how much that was.
+pub(super) fn write_unit(output: &FileDisk, offset: u64, bytes: &[u8]) -> Result<u64> {
     let mut written = 0;
     let mut at = offset;
     // Neighbouring blocks of data go out in one call.

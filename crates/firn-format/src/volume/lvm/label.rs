@@ -17,7 +17,7 @@ const SECTOR: u64 = 512;
 const CRC_START: u32 = 0xF597_A6CF;
 const AREA_MAGIC: &[u8; 16] = b" LVM2 x[5A%r0N*>";
 /// Bytes of the header of a metadata area, after which the ring begins.
-const AREA_HEADER: u64 = 512;
+pub(super) const AREA_HEADER: u64 = 512;
 /// Most bytes of one text. A group of thousands of volumes has some MiB.
 const MAX_TEXT: u64 = 16 << 20;
 /// Most areas in each of the two lists; the label's sector has room for fewer.
@@ -48,6 +48,18 @@ pub(super) struct Label {
 /// # Errors
 /// `Corrupt` when a label's checksum is wrong or its lists make no sense; what the disk says.
 pub(super) fn read(disk: &SharedDisk) -> Result<Option<Label>> {
+    find(disk).map(|found| found.map(|(label, ..)| label))
+}
+
+/// The place and the bytes of the sector that the label of `disk` stands in.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn read_sector(disk: &SharedDisk) -> Result<Option<(u64, Vec<u8>)>> {
+    find(disk).map(|found| found.map(|(_, offset, sector)| (offset, sector)))
+}
+
+fn find(disk: &SharedDisk) -> Result<Option<(Label, u64, Vec<u8>)>> {
     let mut damage = None;
     for sector in 0..4 {
         let offset = sector * SECTOR;
@@ -60,7 +72,7 @@ pub(super) fn read(disk: &SharedDisk) -> Result<Option<Label>> {
             continue;
         }
         match parse(&record, sector) {
-            Ok(label) => return Ok(Some(label)),
+            Ok(label) => return Ok(Some((label, offset, buf.to_vec()))),
             Err(error) => damage = damage.or(Some(error)),
         }
     }
@@ -127,6 +139,23 @@ pub(super) fn format_uuid(bytes: &[u8]) -> Option<String> {
 /// # Errors
 /// `Corrupt` when a checksum or a location is wrong; what the disk says.
 pub(super) fn read_area(disk: &SharedDisk, area: Area) -> Result<Option<(Section, u64)>> {
+    let Some(stored) = read_text(disk, area)? else { return Ok(None) };
+    Section::parse(&stored.text).map(|section| Some((section, stored.text.len() as u64)))
+}
+
+/// A text as it stands in its area.
+pub(super) struct StoredText {
+    /// The 512 bytes of the area's header.
+    pub(super) header: Vec<u8>,
+    /// Bytes of the area.
+    pub(super) size: u64,
+    /// Where in the area the text begins.
+    pub(super) at: u64,
+    pub(super) text: Vec<u8>,
+}
+
+/// As [`read_area`], not parsed.
+pub(super) fn read_text(disk: &SharedDisk, area: Area) -> Result<Option<StoredText>> {
     let mut buf = [0; 512];
     let header = Record::read(disk, &mut buf, area.offset, "LVM metadata area")?;
     if crc(header.slice(4, 508)?) != header.le_u32(0)? {
@@ -168,7 +197,7 @@ pub(super) fn read_area(disk: &SharedDisk, area: Area) -> Result<Option<(Section
             .in_structure("LVM metadata text")
             .at_offset(area.offset.saturating_add(at)));
     }
-    Section::parse(&text).map(|section| Some((section, length)))
+    Ok(Some(StoredText { header: buf.to_vec(), size, at, text }))
 }
 
 #[cfg(test)]

@@ -22,7 +22,9 @@ mod linear;
 mod map;
 mod metadata;
 mod raid1;
+mod renew;
 mod text;
 
 pub use group::{LogicalVolume, Member, MemberState, OpenVolume, PhysicalVolume, VolumeGroup, assemble};
 pub use linear::LinearPiece;
+pub(crate) use renew::{Renaming, random_uuid, renew};
