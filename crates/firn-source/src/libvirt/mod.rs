@@ -19,7 +19,7 @@
 //! back to an internal snapshot of an image that has bitmaps, so what it counts stays true.
 //!
 //! **Scratch files** lie in the request's folder, else beside their images (`/var/tmp` for block devices). libvirt's backup
-//! lets the guest's write fail when a scratch file cannot grow, so a [`watch`] ends the job before that: the snapshot fails,
+//! lets the guest's write fail when a scratch file cannot grow, so a watch ends the job before that: the snapshot fails,
 //! the guest never.
 //!
 //! **Rights.** Reading and writing on the connection: root or the group `libvirt` for `qemu:///system` (polkit's

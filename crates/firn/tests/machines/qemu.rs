@@ -114,10 +114,7 @@ fn killed(firn: &Firn, guest: &Guest) {
         }
         let _ = child.kill();
         published += usize::from(child.wait().unwrap().success());
-        until("all is undone", || {
-            let left = std::fs::read_dir(firn.path("state")).map_or(0, |entries| entries.count());
-            (left == 0 && !guest.is_frozen()).then_some(())
-        });
+        until("all is undone", || (firn.records() == 0 && !guest.is_frozen()).then_some(()));
         guest.assert_alive();
         guest.assert_tidy(2);
     }
@@ -131,8 +128,7 @@ fn killed(firn: &Firn, guest: &Guest) {
 
 fn frozen_or_done(firn: &Firn, child: &mut Child) {
     until("there is a record of the freeze, or firn has ended", || {
-        let has_record = std::fs::read_dir(firn.path("state")).is_ok_and(|mut entries| entries.next().is_some());
-        (has_record || child.try_wait().unwrap().is_some()).then_some(())
+        (firn.records() > 0 || child.try_wait().unwrap().is_some()).then_some(())
     });
 }
 

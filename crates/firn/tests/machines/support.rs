@@ -171,6 +171,12 @@ impl Firn {
         self.folder.path().join(name)
     }
 
+    /// Runs of which there is a record: each has a folder.
+    pub fn records(&self) -> usize {
+        let entries = std::fs::read_dir(self.path("state")).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).count()
+    }
+
     pub fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_firn"));
         command

@@ -87,8 +87,8 @@ struct QuiesceArgs {
     /// How long a guest may take to freeze
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
     freeze_timeout: u64,
-    /// Run a command before the freeze: guest:COMMAND through the agent, host:COMMAND here, ssh:[USER@]HOST:COMMAND
-    /// there (repeatable; for a group it runs for each machine, told by FIRN_MACHINE)
+    /// Run a command before the freeze: guest:COMMAND through the agent, host:COMMAND here, ssh:HOST:COMMAND there
+    /// (repeatable; for a group it runs for each machine, told by FIRN_MACHINE)
     #[arg(long, value_name = "PLACE:COMMAND", value_parser = parse_hook)]
     hook_before: Vec<(Place, String)>,
     /// Run a command after the thaw, whatever became of the snapshot, told by FIRN_OUTCOME (repeatable)
