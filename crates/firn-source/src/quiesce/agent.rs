@@ -157,6 +157,8 @@ impl Guest for AgentGuest {
         let started = call(&mut channel, "guest-exec", &arguments, MOST_ANSWER_BYTES)?;
         let process = started["pid"].as_i64().ok_or_else(|| garbage(&channel, "it names no process"))?;
         let ended = await_end(&mut channel, process);
+        // QEMU hears nobody else as long as this client is there.
+        drop(channel);
         if ended.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable) {
             // Whether or not that helps: nobody waits for it any more.
             let arguments = json!({ "path": "/bin/sh", "arg": ["-c", format!("kill {process}")] });
