@@ -1,6 +1,6 @@
 //! Damaged and hostile images: an error or the right bytes, never wrong bytes, a panic or an endless loop.
 
-use crate::support::{have, mixed_disk, open, qemu_img, run};
+use crate::support::{have, mixed_disk, open, qemu_img, run, try_run};
 use firn_disk::testing::{Random, check_disk};
 use firn_disk::{Disk, ErrorKind};
 use firn_format::image::{self, Image, OpenOptions};
