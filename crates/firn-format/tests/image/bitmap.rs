@@ -86,7 +86,7 @@ fn what_does_not_count_is_told() {
     let name = bytes.windows(25).rposition(|window| &window[16..] == b"\x01\x10\x00\x01\x00\x00\x00\x00b").unwrap();
     let table = u64::from_be_bytes(bytes[name..name + 8].try_into().unwrap());
     file.write_all_at(&1_u64.to_be_bytes(), table).unwrap();
-    assert_eq!(read(&image, "b"), StoredBitmap::Dirty(Vec::from([0..MIB])));
+    assert_eq!(read(&image, "b"), StoredBitmap::Dirty(std::iter::once(0..MIB).collect()));
     file.write_all_at(&0x8000_0000_0000_0200_u64.to_be_bytes(), table).unwrap();
     let error = open(&image, &OpenOptions::default()).unwrap().stored_bitmap("b").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt);
