@@ -70,7 +70,8 @@ pub enum PrunePhase {
 /// What is going on, and the way to stop it.
 #[derive(Debug, Default)]
 pub struct PruneProgress {
-    phase: AtomicU8,
+    /// What [`phase`](Self::phase) reads.
+    pub phase: AtomicU8,
     /// How much of this phase is done.
     pub done: AtomicU64,
     /// How much this phase has.

@@ -56,6 +56,11 @@ type Removed = (Bytes, i64);
 struct State {
     actors: Vec<Actor>,
     random: Random,
+    /// That of the round that is being played.
+    weather: Option<Weather>,
+    round_steps: u64,
+    /// Who went on last.
+    last: usize,
     clock: i64,
     steps: u64,
     put_at: BTreeMap<String, i64>,
@@ -93,6 +98,9 @@ impl World {
         let state = State {
             actors: Vec::new(),
             random: Random::new(0),
+            weather: None,
+            round_steps: 0,
+            last: 0,
             clock: START,
             steps: 0,
             put_at: BTreeMap::new(),
@@ -124,6 +132,7 @@ impl World {
     /// Ends all actors, those who sleep as well.
     pub(super) fn lose_everybody(&self) {
         let mut state = self.lock();
+        state.weather = None;
         self.lose_power(&mut state);
         while state.actors.iter().any(|actor| actor.condition != Condition::Over) {
             state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -151,31 +160,51 @@ impl World {
         let found = &mut state.actors[actor];
         found.condition = Condition::Over;
         let answer = (found.is_crashed, found.is_excused);
+        self.choose(&mut state);
         self.moved.notify_all();
         answer
     }
 
     /// Runs all actors until each is over or asleep.
     pub(super) fn run(&self, seed: u64, weather: Weather) {
-        self.lock().random = Random::new(seed);
-        let mut steps = 0;
+        let mut state = self.lock();
+        state.random = Random::new(seed);
+        state.weather = Some(weather);
+        state.round_steps = 0;
+        self.choose(&mut state);
+        while state.weather.is_some() {
+            state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Decides who goes on, once everybody waits; the round is over when nobody can. Whoever comes to wait last does
+    /// this, so that one who goes on himself need not wait for another thread.
+    fn choose(&self, state: &mut State) {
+        let Some(weather) = state.weather else { return };
         loop {
-            let mut state = self.lock();
-            while state.actors.iter().any(|actor| actor.condition == Condition::Busy) {
-                state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
-            let ready: Vec<_> =
-                (0..state.actors.len()).filter(|actor| state.actors[*actor].condition == Condition::Ready).collect();
-            if ready.is_empty() {
+            if state.actors.iter().any(|actor| actor.condition == Condition::Busy) {
                 return;
             }
-            steps += 1;
-            if weather.power_loss.is_some_and(|after| steps > after) {
-                self.lose_power(&mut state);
+            let is_ready = |actor: &usize| state.actors[*actor].condition == Condition::Ready;
+            let ready: Vec<_> = (0..state.actors.len()).filter(is_ready).collect();
+            if ready.is_empty() {
+                state.weather = None;
+                self.moved.notify_all();
+                return;
+            }
+            state.round_steps += 1;
+            if weather.power_loss.is_some_and(|after| state.round_steps > after) {
+                self.lose_power(state);
                 continue;
             }
-            let State { random, actors, clock, .. } = &mut *state;
-            let chosen = ready[usize::try_from(random.below(ready.len() as u64)).unwrap()];
+            let State { random, actors, clock, last, .. } = state;
+            // Most of the time the same one goes on: what goes wrong needs few changes at the right moment.
+            let chosen = if ready.contains(last) && random.below(4) > 0 {
+                *last
+            } else {
+                ready[usize::try_from(random.below(ready.len() as u64)).unwrap()]
+            };
+            *last = chosen;
             *clock += i64::try_from(random.below(1_000_000_000)).unwrap();
             if random.below(10_000) < weather.naps {
                 actors[chosen].condition = Condition::Asleep;
@@ -196,6 +225,7 @@ impl World {
             actors[chosen].condition = Condition::Busy;
             actors[chosen].fortune = Some(fortune);
             self.moved.notify_all();
+            return;
         }
     }
 
@@ -246,7 +276,7 @@ impl World {
             return Err(failure("crashed"));
         }
         state.actors[actor].condition = Condition::Ready;
-        self.moved.notify_all();
+        self.choose(&mut state);
         loop {
             if let Some(fortune) = state.actors[actor].fortune.take() {
                 let found = &mut state.actors[actor];
