@@ -7,7 +7,8 @@
 //!       fat32              file system
 //!     vda2               partition
 //!       LVM2 PV            physical volume
-//! vg0                    volume group, over all disks
+//! md0                    array, over all disks
+//! vg0                    volume group, over all disks and arrays
 //!   vg0/root             logical volume
 //!     ext4                 file system
 //! ```
@@ -43,6 +44,8 @@ pub enum LayerKind {
     Table,
     /// A partition.
     Partition,
+    /// An array of several disks: Linux software RAID.
+    Array,
     /// An LVM2 physical volume.
     PhysicalVolume,
     /// An LVM2 volume group.
@@ -55,7 +58,7 @@ pub enum LayerKind {
     Swap,
     /// Something encrypted.
     Encrypted,
-    /// A member of something that firn does not assemble: md, ZFS, bcache.
+    /// A member of an array, or of something that firn does not assemble: ZFS, bcache.
     Member,
 }
 
@@ -66,6 +69,7 @@ impl LayerKind {
             Self::Disk => "disk",
             Self::Table => "table",
             Self::Partition => "partition",
+            Self::Array => "array",
             Self::PhysicalVolume => "physical-volume",
             Self::VolumeGroup => "volume-group",
             Self::LogicalVolume => "logical-volume",
@@ -82,7 +86,7 @@ impl LayerKind {
 pub struct Node {
     /// What it is.
     pub kind: LayerKind,
-    /// Its name: `vda`, `vda2`, `vg0`, `vg0/root`; of tables and file systems, the format: `gpt`, `ext4`.
+    /// Its name: `vda`, `vda2`, `md0`, `vg0`, `vg0/root`; of tables and file systems, the format: `gpt`, `ext4`.
     pub name: String,
     /// The selectors that lead to it, as `#vda2`; of what has none of its own, those of what holds it.
     pub address: String,
@@ -102,7 +106,7 @@ pub struct Node {
     pub error: Option<Error>,
     /// Whether it is an internal piece of another volume.
     pub is_hidden: bool,
-    /// What holds it; `None` for disks and volume groups.
+    /// What holds it; `None` for disks, arrays and volume groups.
     pub parent: Option<NodeId>,
     /// What it holds.
     pub children: Vec<NodeId>,
@@ -114,7 +118,7 @@ pub struct Node {
 pub struct Layers {
     nodes: Vec<Node>,
     roots: Vec<NodeId>,
-    /// The physical volumes' nodes of each volume group.
+    /// The nodes of the members of each array and the physical volumes of each volume group.
     members: Vec<(NodeId, Vec<NodeId>)>,
     /// Where the bytes of partitions and logical volumes stand in the layer below.
     parts: BTreeMap<NodeId, Result<Vec<Part>>>,
@@ -128,7 +132,7 @@ impl Layers {
         scan::Scan::default().run(disks)
     }
 
-    /// The disks and, after them, the volume groups.
+    /// The disks and, after them, the arrays and volume groups.
     pub fn roots(&self) -> &[NodeId] {
         &self.roots
     }
@@ -146,7 +150,7 @@ impl Layers {
         self.nodes.iter().enumerate().map(|(at, node)| (NodeId(at), node))
     }
 
-    /// The nodes of the physical volumes that a volume group was found on.
+    /// The nodes of the members of an array, or of the physical volumes that a volume group was found on.
     pub fn members(&self, group: NodeId) -> &[NodeId] {
         self.members.iter().find(|(id, _)| *id == group).map_or(&[], |(_, members)| members)
     }

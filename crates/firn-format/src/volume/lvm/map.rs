@@ -3,10 +3,11 @@
 //! Volumes are made of others (a raid1 of its legs, all of pvmove's), so mapping goes down by name, to a
 //! bounded depth, each volume once.
 
-use super::copies::{Clean, Copies};
+use super::copies::{Copies, read_mirror_log};
 use super::group::VolumeGroup;
 use super::metadata::{Kind, Logical, Place, Segment};
-use super::raid1;
+use super::{raid, raid1, state};
+use crate::volume::raid::Clean;
 use firn_disk::{Disk, Error, ErrorKind, Extent, ExtentKind, Result, SharedDisk, check_range};
 use std::sync::{Arc, PoisonError};
 
@@ -116,6 +117,15 @@ impl<'a> Mapper<'a> {
                 Ok(Map::Copies(Copies { primary, others: copies.collect(), clean }))
             }
             Kind::Raid1 { legs } => self.raid1(volume, legs, length, depth),
+            Kind::Raid0 { stripe_bytes, legs } => {
+                let each = length / legs.len().max(1) as u64;
+                let place = |(_, data): &(_, String)| Place { volume: data.clone(), extent: 0 };
+                let stripes = legs.iter().map(|leg| self.place(&place(leg), each, depth)).collect::<Result<_>>()?;
+                Ok(Map::Striped { stripe_bytes: *stripe_bytes, stripes })
+            }
+            Kind::Raid { shape, stripe_bytes, legs, .. } => {
+                self.raid(volume, *shape, *stripe_bytes, legs, length, depth)
+            }
             Kind::Zero => Ok(Map::Zero),
             Kind::Error => Ok(Map::Fail("the volume is made to fail here (segment type error)")),
             kind @ (Kind::Snapshot { .. } | Kind::Other(_)) => {
@@ -131,7 +141,7 @@ impl<'a> Mapper<'a> {
             return Err(Error::corrupt(format!("the log {} does not exist", name.escape_debug())));
         };
         let disk = self.part(volume, depth)?;
-        match Clean::read_mirror_log(&disk, region_bytes, length) {
+        match read_mirror_log(&disk, region_bytes, length) {
             Ok(clean) => Ok(clean),
             Err(error) => {
                 self.note(format!("only the first copy is read: the log {name} cannot be: {error}"));
@@ -153,10 +163,10 @@ impl<'a> Mapper<'a> {
             let place = |volume: &str| Place { volume: volume.to_owned(), extent: 0 };
             disks.push(self.place(&place(data), length, depth)?);
             states.push(match state {
-                None => raid1::State::Absent,
+                None => state::State::Absent,
                 Some(state) => {
                     let (disk, _) = self.place(&place(state), 1, depth)?;
-                    raid1::read(&disk)?
+                    state::read(&disk, 1, None)?
                 }
             });
             let has = |flag| self.group.find(data).is_some_and(|volume| volume.has(flag));
@@ -191,6 +201,36 @@ impl<'a> Mapper<'a> {
             others: choice.others.into_iter().filter_map(disk).collect(),
             clean: Clean::Below(choice.synchronised),
         }))
+    }
+
+    /// An array with parity or striped copies.
+    fn raid(
+        &mut self,
+        volume: &Logical,
+        shape: raid::Shape,
+        stripe_bytes: u64,
+        legs: &'a [(Option<String>, String)],
+        length: u64,
+        depth: usize,
+    ) -> Result<Map> {
+        let each = shape.member_bytes(length, legs.len()).filter(|each| *each > 0);
+        let each = each.ok_or_else(|| Error::corrupt(format!("{} members are too few", legs.len())))?;
+        let mut members = Vec::with_capacity(legs.len());
+        for (state, data) in legs {
+            let place = |volume: &str| Place { volume: volume.to_owned(), extent: 0 };
+            let state = state.as_ref().map(|state| self.place(&place(state), 1, depth)).transpose()?;
+            members.push(raid::Leg {
+                name: data.clone(),
+                data: self.place(&place(data), each, depth)?,
+                state: state.map(|(disk, _)| disk),
+                is_rebuilding: self.group.find(data).is_some_and(|volume| volume.has("REBUILD")),
+            });
+        }
+        let (array, notes) = raid::open(shape, stripe_bytes, length, members)?;
+        for note in notes {
+            self.note(format!("{}: {note}", volume.name));
+        }
+        Ok(Map::Linear { disk: Arc::new(array), at: 0 })
     }
 
     /// The disk of a physical or logical volume, and where on it `length` bytes from the place's extent on are.
