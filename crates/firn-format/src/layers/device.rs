@@ -5,6 +5,7 @@
 //! | `UUID=…`, `LABEL=…`, `/dev/disk/by-uuid/…`, `/dev/disk/by-label/…` | file system or swap |
 //! | `PARTUUID=…`, `PARTLABEL=…`, `/dev/disk/by-partuuid/…`, `/dev/disk/by-partlabel/…` | partition |
 //! | `/dev/vg0/root`, `/dev/mapper/vg0-root` (`-` in a name is written `--`) | logical volume |
+//! | `/dev/mapper/luks-UUID` | what is encrypted there |
 //! | `/dev/md0`, `/dev/md/data`, `/dev/md0p1`, `/dev/disk/by-id/md-uuid-…`, `/dev/disk/by-id/md-name-…` | array, its partition |
 //! | `/dev/sda2`, `/dev/vda2`, `/dev/xvda2`, `/dev/nvme0n1p2`, `/dev/mmcblk0p2` | partition, of the disks in their order |
 
@@ -23,6 +24,9 @@ impl Layers {
             if let Some(value) = name.strip_prefix(tag).or_else(|| name.strip_prefix(folder)) {
                 return self.only(|node| kind.fits(node, value.trim_matches('"')));
             }
+        }
+        if let Some(uuid) = name.strip_prefix("/dev/mapper/luks-") {
+            return self.only(|node| node.kind == LayerKind::Encrypted && node.uuid.as_deref() == Some(uuid));
         }
         if let Some(mapped) = name.strip_prefix("/dev/mapper/") {
             return self.only(|node| {

@@ -24,6 +24,7 @@ mod scan;
 mod select;
 
 use crate::fs::{self, FileTree, OpenOptions};
+use crate::volume::luks::Keys;
 use firn_disk::{Error, Result, SharedDisk};
 use replayed::Part;
 use std::collections::BTreeMap;
@@ -56,7 +57,7 @@ pub enum LayerKind {
     FileSystem,
     /// Swap space.
     Swap,
-    /// Something encrypted.
+    /// Something encrypted; what it holds stands below when a key opens it.
     Encrypted,
     /// A member of an array, or of something that firn does not assemble: ZFS, bcache.
     Member,
@@ -129,7 +130,12 @@ pub struct Layers {
 impl Layers {
     /// Looks at `disks`, each with its name (`vda`, `vdb`, …). What cannot be read is told in its node.
     pub fn probe(disks: Vec<(String, SharedDisk)>) -> Self {
-        scan::Scan::default().run(disks)
+        Self::probe_with_keys(disks, &Keys::default())
+    }
+
+    /// As [`probe`](Self::probe), and looks into what `keys` open. Takes as long as the key slots say.
+    pub fn probe_with_keys(disks: Vec<(String, SharedDisk)>, keys: &Keys) -> Self {
+        scan::Scan::new(keys.clone()).run(disks)
     }
 
     /// The disks and, after them, the arrays and volume groups.

@@ -4,6 +4,7 @@ use super::replayed::Part;
 use super::{LayerKind, Layers, Node, NodeId};
 use crate::fs::probe::{self, Class, Signature};
 use crate::table::{self, Partition, Table};
+use crate::volume::luks::{Keys, Luks};
 use crate::volume::lvm::{self, LinearPiece, MemberState, PhysicalVolume, VolumeGroup};
 use crate::volume::md::{self, MdMember};
 use firn_disk::{Disk, Error, SharedDisk};
@@ -26,6 +27,8 @@ pub(super) struct Scan {
     /// Members of arrays that are not yet assembled, with their nodes.
     md: Vec<(MdMember, NodeId)>,
     metadata_bytes: u64,
+    /// What opens encrypted layers.
+    keys: Keys,
 }
 
 /// A node of `kind` that nothing is known of but its name and size.
@@ -55,6 +58,10 @@ pub(super) fn partition_name(disk: &str, number: u32) -> String {
 }
 
 impl Scan {
+    pub(super) fn new(keys: Keys) -> Self {
+        Self { keys, ..Self::default() }
+    }
+
     pub(super) fn run(mut self, disks: Vec<(String, SharedDisk)>) -> Layers {
         for (name, disk) in disks {
             let mut found = node(LayerKind::Disk, &name, disk.len());
@@ -155,6 +162,7 @@ impl Scan {
             return Ok(());
         }
         match (signature, table) {
+            (Some(signature), _) if signature.kind.starts_with("luks") => self.add_luks(id, &signature, disk, depth),
             (Some(signature), _) => drop(self.add_signature(id, &signature, disk)),
             (None, Some(table)) if is_whole => self.add_table(id, &table, disk, depth),
             _ => {}
@@ -261,6 +269,30 @@ impl Scan {
         found.label.clone_from(&signature.label);
         found.features.clone_from(&signature.features);
         self.add(Some(id), found)
+    }
+
+    fn add_luks(&mut self, id: NodeId, signature: &Signature, disk: &SharedDisk, depth: usize) {
+        let Some(layer) = self.add_signature(id, signature, disk) else { return };
+        let opened = Luks::read(disk).and_then(|luks| {
+            let luks = luks.ok_or_else(|| Error::corrupt("its header is gone"))?;
+            let found = self.node_mut(layer);
+            found.features.extend(luks.features());
+            found.health.clone_from(&luks.health);
+            luks.unlock(&self.keys)?.disk(disk)
+        });
+        match opened {
+            Ok(open) => {
+                let found = self.node_mut(layer);
+                found.size = open.len();
+                found.disk = Some(Arc::new(open));
+                if depth < MAX_DEPTH {
+                    self.look_into(layer, depth + 1);
+                } else {
+                    found.health.push("nested too deeply to look further".into());
+                }
+            }
+            Err(error) => self.node_mut(layer).error = Some(error),
+        }
     }
 
     fn add_md_member(&mut self, id: NodeId, signature: &Signature, disk: &SharedDisk) {

@@ -121,11 +121,15 @@ impl Layers {
         node.name == name || node.label.as_deref() == Some(name) || is_uuid
     }
 
-    /// The partitions of the table that stands directly on `id`.
+    /// The partitions of the table that stands directly on `id`, or in what is encrypted there.
     pub(super) fn own_partitions(&self, id: NodeId) -> impl Iterator<Item = (NodeId, &Node)> {
-        self.node(id)
-            .children
+        let encrypted = |id: &NodeId| self.node(*id).kind == LayerKind::Encrypted;
+        let children = &self.node(id).children;
+        children
             .iter()
+            .filter(move |child| encrypted(child))
+            .flat_map(|child| &self.node(*child).children)
+            .chain(children)
             .filter(|child| self.node(**child).kind == LayerKind::Table)
             .flat_map(|table| &self.node(*table).children)
             .map(|id| (*id, self.node(*id)))

@@ -4,6 +4,7 @@
 // The helpers of tests are tests too.
 #![allow(clippy::unwrap_used)]
 
+mod luks;
 mod lvm;
 mod md;
 mod support;

@@ -233,11 +233,8 @@ fn damaged_superblocks_never_panic_and_are_told() {
 
 fn fix_checksum(superblock: &mut [u8], is_old: bool) {
     let word = |superblock: &[u8], at: usize| u32::from_le_bytes(superblock[at..at + 4].try_into().unwrap());
-    let (place, length) = if is_old {
-        (152, 4096)
-    } else {
-        (216, 256 + 2 * usize::try_from(word(superblock, 220)).unwrap().min(1920))
-    };
+    let (place, length) =
+        if is_old { (152, 4096) } else { (216, 256 + 2 * usize::try_from(word(superblock, 220)).unwrap().min(1920)) };
     let mut sum: u64 = (0..length / 4).filter(|at| at * 4 != place).map(|at| u64::from(word(superblock, at * 4))).sum();
     if length % 4 == 2 {
         sum += u64::from(u16::from_le_bytes(superblock[length - 2..length].try_into().unwrap()));

@@ -14,7 +14,6 @@
 use super::context::Context;
 use super::output;
 use super::source::{Source, SourceArgs};
-use crate::machine::Machine;
 use clap::{Args, ValueHint};
 use firn_disk::{Error, Result};
 use firn_format::fs::{self, Facts};
@@ -54,7 +53,7 @@ pub fn run(context: &Context, args: &LookArgs) -> Result<ExitCode> {
         return Err(Error::invalid("look shows layers, not files").hint("`firn ls` and `firn stat` show files"));
     }
     let source = args.source.open(context, &address)?;
-    let machine = Machine::new(source.disks.clone());
+    let machine = args.source.machine(source.disks.clone())?;
     let layers = machine.layers();
     let tops = match address.selectors.as_slice() {
         [] => layers.roots().to_vec(),

@@ -12,6 +12,7 @@ mod key;
 mod list;
 mod look;
 mod ls;
+mod luks;
 mod manual;
 mod names;
 mod nbd;
@@ -48,6 +49,7 @@ Environment:
   FIRN_PASSWORD_FILE   in place of --password-file
   FIRN_KEY_FILE        in place of --key-file
   FIRN_PASSWORD        the password itself; a file is safer
+  FIRN_LUKS_KEY_FILE   in place of --luks-key-file
 
 Exit codes:
   0 done                         1 failed

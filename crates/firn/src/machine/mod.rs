@@ -14,6 +14,7 @@ pub use walk::{Item, Order, Step, Walk, list};
 use firn_disk::{Error, Result, SharedDisk};
 use firn_format::fs::{self, FileTree};
 use firn_format::layers::{LayerKind, Layers, Node, NodeId};
+use firn_format::volume::luks::Keys;
 use std::sync::Arc;
 
 /// Disks that belong together, with what was found on them.
@@ -37,6 +38,11 @@ impl Machine {
     /// Looks at `disks`, each with its name.
     pub fn new(disks: Vec<(String, SharedDisk)>) -> Self {
         Self { layers: Layers::probe(disks) }
+    }
+
+    /// As [`new`](Self::new), and looks into what `keys` open.
+    pub fn with_keys(disks: Vec<(String, SharedDisk)>, keys: &Keys) -> Self {
+        Self { layers: Layers::probe_with_keys(disks, keys) }
     }
 
     /// What is on the disks.

@@ -92,6 +92,10 @@ pub(super) enum Kind {
     Zero,
     /// Fails by intention.
     Error,
+    /// The pool that thin volumes are in: its metadata and data volumes, and how often LVM2 changed it.
+    ThinPool { metadata: String, data: String, block_bytes: u64, transaction: u64 },
+    /// A device of a pool. What it does not map is that of `origin`, when it has an external one.
+    Thin { pool: String, device: u64, origin: Option<String>, merging_into: Option<String> },
     /// Not a mapping of its own: says that `store` holds what `origin` was before it changed. While it merges,
     /// the origin reads as a mix of both.
     Snapshot { origin: String, store: String, is_merging: bool },
@@ -109,6 +113,8 @@ impl Kind {
             Self::Raid1 { .. } => "raid1",
             Self::Raid0 { .. } => "raid0",
             Self::Raid { name, .. } => name,
+            Self::ThinPool { .. } => "thin-pool",
+            Self::Thin { .. } => "thin",
             Self::Zero => "zero",
             Self::Error => "error",
             Self::Snapshot { .. } => "snapshot",
@@ -224,6 +230,8 @@ impl Segment {
             "mirror" => mirror(section)?,
             "raid1" => Kind::Raid1 { legs: legs(section)? },
             "raid0" | "raid0_meta" => raid0(section, count)?,
+            "thin-pool" => thin_pool(section)?,
+            "thin" => thin(section)?,
             "zero" => Kind::Zero,
             "error" => Kind::Error,
             "snapshot" => snapshot(section)?,
@@ -305,6 +313,29 @@ fn raid(name: &str, section: &Section) -> Result<Option<Kind>> {
     let Some(shape) = Shape::of(name, u32::try_from(copies).unwrap_or(1)) else { return Ok(None) };
     let stripe_bytes = section.require("stripe_size")?.saturating_mul(SECTOR);
     Ok(Some(Kind::Raid { name: name.to_owned(), shape, stripe_bytes, legs: legs(section)? }))
+}
+
+/// The name of another volume that must be there.
+fn name_of(section: &Section, name: &str) -> Result<String> {
+    section.text(name).map(str::to_owned).ok_or_else(|| corrupt(format!("{name} is missing")))
+}
+
+fn thin_pool(section: &Section) -> Result<Kind> {
+    Ok(Kind::ThinPool {
+        metadata: name_of(section, "metadata")?,
+        data: name_of(section, "pool")?,
+        block_bytes: section.require("chunk_size")?.saturating_mul(SECTOR),
+        transaction: section.require("transaction_id")?,
+    })
+}
+
+fn thin(section: &Section) -> Result<Kind> {
+    Ok(Kind::Thin {
+        pool: name_of(section, "thin_pool")?,
+        device: section.require("device_id")?,
+        origin: section.text("external_origin").map(str::to_owned),
+        merging_into: section.text("merge").map(str::to_owned),
+    })
 }
 
 fn snapshot(section: &Section) -> Result<Kind> {

@@ -23,8 +23,10 @@ mod map;
 mod metadata;
 mod raid;
 mod raid1;
+mod snapshot;
 mod state;
 mod text;
+mod thin;
 
 pub use group::{LogicalVolume, Member, MemberState, OpenVolume, PhysicalVolume, VolumeGroup, assemble};
 pub use linear::LinearPiece;

@@ -128,7 +128,10 @@ mod tests {
         bytes[48] = 1;
         bytes[12] = 1;
         bytes[32..48].fill(0xFF);
-        assert_eq!(read(&disk(&bytes), 1, None).unwrap(), State::Written(Superblock { position: 1, events: 0, failed: [0; 4], recovered: DONE, synchronised: DONE }));
+        assert_eq!(
+            read(&disk(&bytes), 1, None).unwrap(),
+            State::Written(Superblock { position: 1, events: 0, failed: [0; 4], recovered: DONE, synchronised: DONE })
+        );
         bytes[4] = 1;
         bytes[60] = 1;
         assert_eq!(read(&disk(&bytes), 1, None).unwrap_err().kind(), ErrorKind::Unsupported, "reshape");

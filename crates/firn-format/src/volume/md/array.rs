@@ -168,10 +168,10 @@ fn slots(members: &[&MdMember], newest: &Superblock, health: &mut Vec<String>) -
         }
         let Some(member) = fresh.first() else {
             let (why, note) = match problem {
-                Some(problem) if problem.starts_with("is there") => (problem.clone(), format!("member {slot} {problem}")),
-                Some(problem) => {
-                    (format!("is not read: {problem}"), format!("member {slot} is not read: {problem}"))
+                Some(problem) if problem.starts_with("is there") => {
+                    (problem.clone(), format!("member {slot} {problem}"))
                 }
+                Some(problem) => (format!("is not read: {problem}"), format!("member {slot} is not read: {problem}")),
                 None if is_expected => ("is missing".into(), format!("member {slot} is missing")),
                 None => ("is missing".into(), format!("member {slot} was missing already")),
             };
@@ -208,7 +208,8 @@ fn reason_against(member: &MdMember, newest: &Superblock, is_expected: bool) -> 
         Some(format!("it missed updates: events {} instead of {}", own.events, newest.events))
     } else if !is_expected {
         Some("it failed".into())
-    } else if (own.level, own.layout, own.chunk, own.count) != (newest.level, newest.layout, newest.chunk, newest.count) {
+    } else if (own.level, own.layout, own.chunk, own.count) != (newest.level, newest.layout, newest.chunk, newest.count)
+    {
         Some("it is of an array of another shape".into())
     } else {
         None
@@ -247,9 +248,7 @@ fn open(
                 .hint("name all disks of the array, as a list: a.img,b.img"));
         }
         let of_slot = |slot: usize| {
-            let is_it = |member: &&&MdMember| {
-                matches!(member.superblock.role, Role::Active(own) if usize::try_from(own) == Ok(slot))
-            };
+            let is_it = |member: &&&MdMember| matches!(member.superblock.role, Role::Active(own) if usize::try_from(own) == Ok(slot));
             members.iter().find(is_it).map_or(0, |member| member.superblock.length)
         };
         Ok((0..slots.len()).map(of_slot).collect())

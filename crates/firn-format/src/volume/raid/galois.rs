@@ -35,7 +35,11 @@ pub(super) fn power(exponent: usize) -> u8 {
 }
 
 pub(super) fn multiply(a: u8, b: u8) -> u8 {
-    if a == 0 || b == 0 { 0 } else { POWERS[usize::from(LOGARITHMS[usize::from(a)]) + usize::from(LOGARITHMS[usize::from(b)])] }
+    if a == 0 || b == 0 {
+        0
+    } else {
+        POWERS[usize::from(LOGARITHMS[usize::from(a)]) + usize::from(LOGARITHMS[usize::from(b)])]
+    }
 }
 
 /// The number that `a` is multiplied with to give 1; 0 for 0, which has none.

@@ -161,8 +161,7 @@ impl Parity {
     /// What each member holds in a stripe.
     pub(super) fn roles(&self, stripe: u64) -> Option<Vec<Role>> {
         let (p, q) = self.parity_of(stripe)?;
-        let is_ddf =
-            matches!(self.rotation, Rotation::ZeroRestart | Rotation::LastRestart | Rotation::LastContinue);
+        let is_ddf = matches!(self.rotation, Rotation::ZeroRestart | Rotation::LastRestart | Rotation::LastContinue);
         let first = match q {
             Some(q) if !is_ddf => (q + 1) % self.members,
             _ => 0,

@@ -41,7 +41,8 @@ impl Ten {
         }
         let is_sound = near > 0 && far > 0 && chunk > 0 && near * far <= count;
         if !is_sound {
-            let what = format!("raid10 with {near} near and {far} far copies in chunks of {chunk} bytes on {members} members");
+            let what =
+                format!("raid10 with {near} near and {far} far copies in chunks of {chunk} bytes on {members} members");
             return Err(Error::corrupt(what));
         }
         let set = match layout >> 17 {

@@ -1,8 +1,8 @@
 //! The engine against arrays that are laid out here by the plain rules; real ones are in the crate's `tests/`.
 
 use super::*;
-use firn_disk::testing::{self, Random};
 use firn_disk::MemDisk;
+use firn_disk::testing::{self, Random};
 use std::sync::Arc;
 
 const CHUNK: u64 = 1024;
@@ -97,7 +97,13 @@ fn every_geometry_conforms_with_as_many_missing_as_it_bears() {
         let count = name.rsplit(' ').next().unwrap().parse().unwrap();
         let (bytes, disks) = laid_out(&geometry, count, seed as u64);
         let bears = match name.split(' ').collect::<Vec<_>>()[..] {
-            ["parity", level, ..] => if level == "6" { 2 } else { 1 },
+            ["parity", level, ..] => {
+                if level == "6" {
+                    2
+                } else {
+                    1
+                }
+            }
             ["mirror", ..] => 2,
             ["ten", ..] => 1,
             _ => 0,

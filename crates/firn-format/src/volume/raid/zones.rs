@@ -78,10 +78,7 @@ impl Zones {
     /// # Errors
     /// `Corrupt` when sizes make no sense; `Unavailable` when `counting` is not known and matters.
     pub(crate) fn new(chunk: u64, lengths: &[u64], counting: Option<Counting>) -> Result<Self> {
-        let whole: Vec<u64> = lengths
-            .iter()
-            .map(|length| length - length.checked_rem(chunk).unwrap_or(0))
-            .collect();
+        let whole: Vec<u64> = lengths.iter().map(|length| length - length.checked_rem(chunk).unwrap_or(0)).collect();
         let mut ends: Vec<u64> = whole.clone();
         ends.sort_unstable();
         ends.dedup();

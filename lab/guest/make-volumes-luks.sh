@@ -1,3 +1,4 @@
+modprobe raid1; modprobe raid0
 # --- LUKS 1 and 2: ciphers and modes, and nesting
 modprobe dm-crypt
 key() { printf 'the key of %s' "$1" > "$out/$1.key"; echo "$out/$1.key"; }
@@ -5,9 +6,9 @@ quick1="--type luks1 -q --iter-time 1"
 quick2="--type luks2 -q --luks2-metadata-size 16k --pbkdf argon2id --pbkdf-memory 32768 --pbkdf-parallel 2 --pbkdf-force-iterations 4"
 cryptsetup luksFormat $quick1 -c aes-cbc-essiv:sha256 -s 256 --align-payload 8 $(p luks1-0) "$(key luks1)"
 cryptsetup open --key-file $out/luks1.key $(p luks1-0) luks1
-fill /dev/mapper/luks1 luks1 0 65536; fill /dev/mapper/luks1 luks1 131072 163840; note /dev/mapper/luks1 luks1
+fill /dev/mapper/luks1 one 0 65536; fill /dev/mapper/luks1 one 131072 163840; note /dev/mapper/luks1 luks1
 cryptsetup luksFormat $quick2 --luks2-keyslots-size 512k --sector-size 4096 -c aes-xts-plain64 -s 512 $(p luks2-0) "$(key luks2)"
-cryptsetup open --key-file $out/luks2.key $(p luks2-0) luks2; ext4 /dev/mapper/luks2 luks2
+cryptsetup open --key-file $out/luks2.key $(p luks2-0) luks2; ext4 /dev/mapper/luks2 luks2 4096 4
 # LUKS over LVM over md
 md=/dev/md90; mdadm -C $md --run -e 1.2 --data-offset=1M --homehost=lab -l 1 -n 2 --assume-clean $(all nest) >/dev/null
 on $md
@@ -22,5 +23,4 @@ done
 md=/dev/md91; mdadm -C $md --run -e 1.2 --data-offset=1M --homehost=lab -l 0 -n 3 -c 16 /dev/mapper/mdluks-0 /dev/mapper/mdluks-1 /dev/mapper/mdluks-2 >/dev/null
 ext4 $md mdluks
 cat /proc/mdstat >> $out/report.txt
-cat $out/report.txt
-tar -C $out -cf - . | dd of=/dev/disk/by-id/virtio-results bs=64k conv=fsync status=none
+results luks
