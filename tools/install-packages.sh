@@ -13,7 +13,7 @@ set -euo pipefail
 
 build="gcc libc6-dev make git curl ca-certificates"
 try="e2fsprogs qemu-utils"
-test="$try util-linux mount fdisk gdisk xfsprogs btrfs-progs attr acl python3 nbdkit openssl"
+test="$try util-linux mount fdisk gdisk xfsprogs btrfs-progs attr acl python3 nbdkit openssl cryptsetup-bin"
 bench="$try fdisk mmdebstrap python3 restic borgbackup time"
 
 usage() {

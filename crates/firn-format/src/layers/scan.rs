@@ -57,6 +57,19 @@ pub(super) fn partition_name(disk: &str, number: u32) -> String {
     format!("{disk}{separator}{number}")
 }
 
+/// Whether an md superblock of version 0.90, which does not say where it stands, is that of the last partition: both the
+/// disk's and the partition's may be looked for at the same place.
+fn is_of_last_partition(signature: &Signature, disk: &SharedDisk) -> bool {
+    if signature.kind != "md" || signature.offset != (disk.len() & !0xFFFF).saturating_sub(0x1_0000) {
+        return false;
+    }
+    let Ok(Some(table)) = table::read(disk) else { return false };
+    table.partitions.iter().any(|partition| {
+        let place = (partition.length & !0xFFFF).checked_sub(0x1_0000);
+        place.and_then(|place| partition.start.checked_add(place)) == Some(signature.offset)
+    })
+}
+
 impl Scan {
     pub(super) fn new(keys: Keys) -> Self {
         Self { keys, ..Self::default() }
@@ -129,7 +142,7 @@ impl Scan {
     }
 
     fn try_look_into(&mut self, id: NodeId, disk: &SharedDisk, depth: usize) -> Result<(), Error> {
-        let signature = probe::identify(disk)?;
+        let signature = probe::identify(disk)?.filter(|signature| !is_of_last_partition(signature, disk));
         if let Some(signature) = signature.as_ref().filter(|signature| signature.kind == "md") {
             self.add_md_member(id, signature, disk);
             return Ok(());

@@ -127,12 +127,12 @@ fn every_slot_that_cryptsetup_made_opens_the_container() {
     std::fs::File::create(file("luks")).unwrap().set_len(20 << 20).unwrap();
     let (luks, one, two, three) = (file("luks"), file("one"), file("two"), file("three"));
     let cost = ["--pbkdf-memory", "8192", "--pbkdf-force-iterations", "4", "--pbkdf-parallel", "1"];
-    let format = [&["luksFormat", "-q", "--type", "luks2", "--pbkdf", "argon2id"], &cost[..], &[&luks, &one]].concat();
+    let format = [&["luksFormat", "-q", "--type", "luks2", "--pbkdf", "argon2id"][..], &cost, &[&luks, &one]].concat();
     if run(test, "cryptsetup", &format).is_none() {
         return;
     }
     let add = |kind: &str, cost: &[&str], new: &str| {
-        let arguments = [&["luksAddKey", "-q", "--key-file", &one, "--pbkdf", kind], cost, &[&luks, new]].concat();
+        let arguments = [&["luksAddKey", "-q", "--key-file", &one, "--pbkdf", kind][..], cost, &[&luks, new]].concat();
         run(test, "cryptsetup", &arguments);
     };
     add("argon2i", &cost, &two);
@@ -166,10 +166,10 @@ fn damaged_containers_never_panic() {
     let seed = 91;
     eprintln!("seed {seed}");
     let mut random = testing::Random::new(seed);
-    let keys = keys(&["luks2"]);
+    let keys = keys(&["luks2"]).with_memory_limit(64 << 20);
     let whole = disks("luks2").remove(0);
     let mut refused = 0;
-    for _ in 0..200 {
+    for _ in 0..60 {
         let mut bytes = whole.clone();
         for _ in 0..=random.below(3) {
             // The JSON is text; a digit for a digit makes other sizes.
@@ -190,11 +190,11 @@ fn damaged_containers_never_panic() {
         let disk = shared(bytes);
         match Luks::read(&disk) {
             Ok(Some(luks)) => match luks.unlock(&keys).and_then(|open| open.disk(&disk)) {
-                Ok(open) => drop(open.read_at(&mut [0; 512], 0)),
+                Ok(open) => refused += u32::from(open.read_at(&mut [0; 512], 0).is_err()),
                 Err(_) => refused += 1,
             },
             Ok(None) | Err(_) => refused += 1,
         }
     }
-    assert!(refused > 50, "{refused} refused");
+    assert!(refused > 15, "{refused} refused");
 }

@@ -6,7 +6,7 @@ use firn_disk::{Disk, ErrorKind};
 use firn_format::layers::LayerKind;
 
 /// Every array with how many members it can do without.
-const ALL: [(&str, usize); 32] = [
+const ALL: [(&str, usize); 22] = [
     ("lin", 0),
     ("r0", 0),
     ("r0alt", 0),
@@ -15,36 +15,25 @@ const ALL: [(&str, usize); 32] = [
     ("r1old", 2),
     ("r1name", 1),
     ("r10n2", 1),
-    ("r10n2odd", 1),
     ("r10n3", 2),
     ("r10f2", 1),
     ("r10f3", 2),
     ("r10o2", 1),
     ("r10o3", 2),
     ("r4", 1),
-    ("r5la", 1),
-    ("r5ra", 1),
     ("r5ls", 1),
     ("r5rs", 1),
     ("r5pf", 1),
-    ("r5pl", 1),
     ("r6la", 2),
     ("r6ra", 2),
     ("r6ls", 2),
     ("r6rs", 2),
     ("r6pf", 2),
-    ("r6pl", 2),
-    ("r6zr", 2),
-    ("r6nr", 2),
-    ("r6nc", 2),
-    ("r6la6", 2),
-    ("r6ra6", 2),
 ];
 
 #[test]
 fn every_array_reads_as_the_guest_read_it_with_any_members_missing() {
-    let more = [("r6ls6", 2), ("r6rs6", 2), ("r6pf6", 2)];
-    for (set, bears) in ALL.into_iter().chain(more) {
+    for (set, bears) in ALL {
         let all = disks(set);
         let layers = probe(all.clone());
         let whole = array(&layers);

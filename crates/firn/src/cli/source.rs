@@ -139,10 +139,8 @@ impl SourceArgs {
     pub fn machine(&self, disks: Vec<(String, SharedDisk)>) -> Result<Machine> {
         let keys = self.luks.keys()?;
         let machine = Machine::with_keys(disks.clone(), &keys);
-        match if keys.is_empty() { luks::ask(machine.layers())? } else { None } {
-            Some(keys) => Ok(Machine::with_keys(disks, &keys)),
-            None => Ok(machine),
-        }
+        let asked = if keys.is_empty() { luks::ask(machine.layers())? } else { None };
+        Ok(asked.map_or(machine, |keys| Machine::with_keys(disks, &keys)))
     }
 
     /// How file systems of `machine` are opened.
