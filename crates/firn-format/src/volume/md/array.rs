@@ -32,6 +32,10 @@ impl MdMember {
         &self.name
     }
 
+    fn is_in(&self, slot: usize) -> bool {
+        matches!(self.superblock.role, Role::Active(own) if usize::try_from(own) == Ok(slot))
+    }
+
     /// What it says of itself, in words: its version, the level of its array, its place there.
     pub fn features(&self) -> Vec<String> {
         let role = match self.superblock.role {
@@ -115,9 +119,9 @@ fn assemble_one(found: &[MdMember], uuid: [u8; 16]) -> Option<MdArray> {
         .or_else(|| members.iter().max_by_key(|member| member.superblock.events))?;
     let newest = &newest.superblock;
     let mut health = Vec::new();
-    let slots = slots(&members, newest, &mut health);
+    let (slots, lengths) = slots(&members, newest, &mut health);
     let is_degraded = slots.iter().any(|slot| slot.disk.is_err() || slot.readable != ALL);
-    let disk = open(&members, newest, slots, is_degraded, &mut health);
+    let disk = open(&members, newest, (slots, lengths), is_degraded, &mut health);
     let short = newest.name.rsplit_once(':').map_or(newest.name.as_str(), |(_, name)| name);
     let name = match newest.minor {
         Some(minor) => format!("md{minor}"),
@@ -140,15 +144,12 @@ fn assemble_one(found: &[MdMember], uuid: [u8; 16]) -> Option<MdArray> {
     })
 }
 
-/// What stands in each slot of the array, and what is wrong with it.
-fn slots(members: &[&MdMember], newest: &Superblock, health: &mut Vec<String>) -> Vec<Member> {
+/// What stands in each slot of the array with its length in bytes, and what is wrong with it.
+fn slots(members: &[&MdMember], newest: &Superblock, health: &mut Vec<String>) -> (Vec<Member>, Vec<u64>) {
     let count = usize::try_from(newest.count).unwrap_or(usize::MAX).min(MAX_MEMBERS);
-    let mut slots = Vec::with_capacity(count);
+    let (mut slots, mut lengths) = (Vec::with_capacity(count), Vec::with_capacity(count));
     for slot in 0..count {
-        let in_slot = |member: &&&MdMember| {
-            usize::try_from(newest.count).is_ok()
-                && matches!(member.superblock.role, Role::Active(own) if usize::try_from(own) == Ok(slot))
-        };
+        let in_slot = |member: &&&MdMember| member.is_in(slot);
         let is_expected = newest.active.get(slot).copied().unwrap_or(false);
         let mut fresh: Vec<&MdMember> = Vec::new();
         let mut problem = None;
@@ -178,6 +179,7 @@ fn slots(members: &[&MdMember], newest: &Superblock, health: &mut Vec<String>) -
             health.push(note);
             let name = format!("member {slot}");
             slots.push(Member { name, disk: Err(why), start: 0, readable: ALL });
+            lengths.push(0);
             continue;
         };
         let own = &member.superblock;
@@ -187,6 +189,7 @@ fn slots(members: &[&MdMember], newest: &Superblock, health: &mut Vec<String>) -
         let name = format!("member {slot} ({})", member.name);
         let disk = without_bad_blocks(member, health).map_err(|error| format!("is not read: {error}"));
         slots.push(Member { name, disk, start: own.start, readable: own.recovered });
+        lengths.push(own.length);
     }
     let known = |member: &&&MdMember| matches!(member.superblock.role, Role::Active(slot) if slot < newest.count);
     for member in members.iter().filter(|member| !known(member)) {
@@ -198,7 +201,7 @@ fn slots(members: &[&MdMember], newest: &Superblock, health: &mut Vec<String>) -
         };
         health.push(format!("{} {what}", member.name));
     }
-    slots
+    (slots, lengths)
 }
 
 /// Why a member of the right slot is not read.
@@ -231,7 +234,7 @@ fn without_bad_blocks(member: &MdMember, health: &mut Vec<String>) -> Result<Sha
 fn open(
     members: &[&MdMember],
     newest: &Superblock,
-    slots: Vec<Member>,
+    (slots, lengths): (Vec<Member>, Vec<u64>),
     is_degraded: bool,
     health: &mut Vec<String>,
 ) -> Result<SharedDisk> {
@@ -241,22 +244,19 @@ fn open(
     if newest.count == 0 || slots.len() as u64 != u64::from(newest.count) {
         return Err(Error::corrupt(format!("it says that it has {} members", newest.count)));
     }
-    let lengths = || -> Result<Vec<u64>> {
+    // Of a member that is not read it is not known how long it is.
+    let all_lengths = || -> Result<Vec<u64>> {
         if let Some(missing) = slots.iter().find(|slot| slot.disk.is_err()) {
             let why = missing.disk.as_ref().err().map_or("", String::as_str);
             return Err(Error::new(ErrorKind::Unavailable, format!("{} {why}", missing.name))
                 .hint("name all disks of the array, as a list: a.img,b.img"));
         }
-        let of_slot = |slot: usize| {
-            let is_it = |member: &&&MdMember| matches!(member.superblock.role, Role::Active(own) if usize::try_from(own) == Ok(slot));
-            members.iter().find(is_it).map_or(0, |member| member.superblock.length)
-        };
-        Ok((0..slots.len()).map(of_slot).collect())
+        Ok(lengths.clone())
     };
     let geometry = match newest.level {
         -1 => {
             let whole = |length: u64| length - length.checked_rem(newest.chunk).unwrap_or(0);
-            Geometry::Linear(Linear::new(&lengths()?.into_iter().map(whole).collect::<Vec<_>>())?)
+            Geometry::Linear(Linear::new(&all_lengths()?.into_iter().map(whole).collect::<Vec<_>>())?)
         }
         0 => {
             let counting = match (newest.has_raid0_layout, newest.layout) {
@@ -264,7 +264,7 @@ fn open(
                 (true, 2) => Some(Counting::Zone),
                 _ => None,
             };
-            Geometry::Zones(Zones::new(newest.chunk, &lengths()?, counting)?)
+            Geometry::Zones(Zones::new(newest.chunk, &all_lengths()?, counting)?)
         }
         1 => Geometry::Mirror(newest.size),
         10 => Geometry::Ten(Ten::new(newest.layout, newest.chunk, slots.len(), newest.size)?),
