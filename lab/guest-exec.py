@@ -29,6 +29,8 @@ def main():
         sys.exit(__doc__)
     seconds = float(sys.argv[3]) if len(sys.argv) == 4 else 60.0
     agent = wait_for_agent(sys.argv[1], seconds)
+    # A guest without KVM on a busy machine may take its time for every answer.
+    agent.socket.settimeout(max(seconds, 30))
     shell = {"path": "/bin/sh", "arg": ["-c", sys.argv[2]], "capture-output": True}
     pid = agent.call("guest-exec", shell)["return"]["pid"]
     end = time.monotonic() + seconds

@@ -15,7 +15,7 @@ build="gcc libc6-dev make git curl ca-certificates"
 try="e2fsprogs qemu-utils"
 test="$try util-linux mount fdisk gdisk parted xfsprogs btrfs-progs attr acl nbdkit openssl"
 test="$test python3 python3-cryptography python3-zstandard python3-argon2"
-test="$test python3-libvhdi lvm2 dosfstools ntfs-3g virtnbdbackup"
+test="$test python3-libvhdi lvm2 cryptsetup-bin dosfstools ntfs-3g virtnbdbackup"
 bench="$try fdisk mmdebstrap python3 restic borgbackup time"
 
 usage() {

@@ -222,7 +222,7 @@ fn other_types_are_refused_by_name_wherever_they_stand() {
         + &linear("store", 1, "\"pv0\", 1")
         + &volume("snapshot0", 1, "type = \"snapshot\" chunk_size = 8 origin = \"origin\" merging_store = \"store\"");
     refused(&merging, "vg/origin", ErrorKind::Unsupported, "being merged");
-    refused(&merging, "vg/store", ErrorKind::Unsupported, "snapshot of origin");
+    refused(&merging, "vg/store", ErrorKind::Unsupported, "being merged into origin");
     refused(&merging, "vg/snapshot0", ErrorKind::Invalid, "internal part");
 }
 

@@ -5,6 +5,8 @@
 //! | `UUID=…`, `LABEL=…`, `/dev/disk/by-uuid/…`, `/dev/disk/by-label/…` | file system or swap |
 //! | `PARTUUID=…`, `PARTLABEL=…`, `/dev/disk/by-partuuid/…`, `/dev/disk/by-partlabel/…` | partition |
 //! | `/dev/vg0/root`, `/dev/mapper/vg0-root` (`-` in a name is written `--`) | logical volume |
+//! | `/dev/mapper/luks-UUID` | what is encrypted there |
+//! | `/dev/md0`, `/dev/md/data`, `/dev/md0p1`, `/dev/disk/by-id/md-uuid-…`, `/dev/disk/by-id/md-name-…` | array, its partition |
 //! | `/dev/sda2`, `/dev/vda2`, `/dev/xvda2`, `/dev/nvme0n1p2`, `/dev/mmcblk0p2` | partition, of the disks in their order |
 
 use super::{LayerKind, Layers, Node, NodeId};
@@ -23,6 +25,9 @@ impl Layers {
                 return self.only(|node| kind.fits(node, value.trim_matches('"')));
             }
         }
+        if let Some(uuid) = name.strip_prefix("/dev/mapper/luks-") {
+            return self.only(|node| node.kind == LayerKind::Encrypted && node.uuid.as_deref() == Some(uuid));
+        }
         if let Some(mapped) = name.strip_prefix("/dev/mapper/") {
             return self.only(|node| {
                 let parts = node.name.split_once('/').filter(|_| node.kind == LayerKind::LogicalVolume);
@@ -32,6 +37,9 @@ impl Layers {
             });
         }
         let device = name.strip_prefix("/dev/")?;
+        if let Some(array) = self.array(device) {
+            return Some(array);
+        }
         if device.contains('/') {
             return self.only(|node| node.kind == LayerKind::LogicalVolume && node.name == device);
         }
@@ -42,6 +50,23 @@ impl Layers {
             None => Some(disk),
             Some(number) => self.own_partitions(disk).find(|(_, node)| node.number == Some(number)).map(|(id, _)| id),
         }
+    }
+
+    /// The array, or the partition of one, that `device` names.
+    fn array(&self, device: &str) -> Option<NodeId> {
+        let short = device.strip_prefix("md/").or_else(|| device.strip_prefix("disk/by-id/md-name-"));
+        let short = short.or_else(|| device.strip_prefix("disk/by-id/md-uuid-")).unwrap_or(device);
+        let arrays = || self.iter().filter(|(_, node)| node.kind == LayerKind::Array).map(|(id, _)| id);
+        // Of an array without a number, /dev/md/NAME is the name, and so is /dev/md/HOST:NAME.
+        let mut found = arrays().filter(|id| self.is_array_named(*id, short));
+        if let Some(id) = found.next() {
+            return Some(id).filter(|_| found.next().is_none());
+        }
+        let (array, number) = short.rsplit_once('p')?;
+        let number: u32 = number.parse().ok()?;
+        let mut found = arrays().filter(|id| self.node(*id).name == array);
+        let id = found.next().filter(|_| found.next().is_none())?;
+        self.own_partitions(id).find(|(_, node)| node.number == Some(number)).map(|(id, _)| id)
     }
 
     fn only(&self, fits: impl Fn(&Node) -> bool) -> Option<NodeId> {

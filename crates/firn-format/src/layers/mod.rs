@@ -7,7 +7,8 @@
 //!       fat32              file system
 //!     vda2               partition
 //!       LVM2 PV            physical volume
-//! vg0                    volume group, over all disks
+//! md0                    array, over all disks
+//! vg0                    volume group, over all disks and arrays
 //!   vg0/root             logical volume
 //!     ext4                 file system
 //! ```
@@ -24,6 +25,7 @@ mod scan;
 mod select;
 
 use crate::fs::{self, FileTree, OpenOptions};
+use crate::volume::luks::Keys;
 use firn_disk::{Error, Result, SharedDisk};
 use replayed::Part;
 use std::collections::BTreeMap;
@@ -45,6 +47,8 @@ pub enum LayerKind {
     Table,
     /// A partition.
     Partition,
+    /// An array of several disks: Linux software RAID.
+    Array,
     /// An LVM2 physical volume.
     PhysicalVolume,
     /// An LVM2 volume group.
@@ -55,9 +59,9 @@ pub enum LayerKind {
     FileSystem,
     /// Swap space.
     Swap,
-    /// Something encrypted.
+    /// Something encrypted; what it holds stands below when a key opens it.
     Encrypted,
-    /// A member of something that firn does not assemble: md, ZFS, bcache.
+    /// A member of an array, or of something that firn does not assemble: ZFS, bcache.
     Member,
 }
 
@@ -68,6 +72,7 @@ impl LayerKind {
             Self::Disk => "disk",
             Self::Table => "table",
             Self::Partition => "partition",
+            Self::Array => "array",
             Self::PhysicalVolume => "physical-volume",
             Self::VolumeGroup => "volume-group",
             Self::LogicalVolume => "logical-volume",
@@ -84,7 +89,7 @@ impl LayerKind {
 pub struct Node {
     /// What it is.
     pub kind: LayerKind,
-    /// Its name: `vda`, `vda2`, `vg0`, `vg0/root`; of tables and file systems, the format: `gpt`, `ext4`.
+    /// Its name: `vda`, `vda2`, `md0`, `vg0`, `vg0/root`; of tables and file systems, the format: `gpt`, `ext4`.
     pub name: String,
     /// The selectors that lead to it, as `#vda2`; of what has none of its own, those of what holds it.
     pub address: String,
@@ -104,7 +109,7 @@ pub struct Node {
     pub error: Option<Error>,
     /// Whether it is an internal piece of another volume.
     pub is_hidden: bool,
-    /// What holds it; `None` for disks and volume groups.
+    /// What holds it; `None` for disks, arrays and volume groups.
     pub parent: Option<NodeId>,
     /// What it holds.
     pub children: Vec<NodeId>,
@@ -116,7 +121,7 @@ pub struct Node {
 pub struct Layers {
     nodes: Vec<Node>,
     roots: Vec<NodeId>,
-    /// The physical volumes' nodes of each volume group.
+    /// The nodes of the members of each array and the physical volumes of each volume group.
     members: Vec<(NodeId, Vec<NodeId>)>,
     /// Where the bytes of partitions and logical volumes stand in the layer below.
     parts: BTreeMap<NodeId, Result<Vec<Part>>>,
@@ -127,10 +132,15 @@ pub struct Layers {
 impl Layers {
     /// Looks at `disks`, each with its name (`vda`, `vdb`, …). What cannot be read is told in its node.
     pub fn probe(disks: Vec<(String, SharedDisk)>) -> Self {
-        scan::Scan::default().run(disks)
+        Self::probe_with_keys(disks, &Keys::default())
     }
 
-    /// The disks and, after them, the volume groups.
+    /// As [`probe`](Self::probe), and looks into what `keys` open. Takes as long as the key slots say.
+    pub fn probe_with_keys(disks: Vec<(String, SharedDisk)>, keys: &Keys) -> Self {
+        scan::Scan::new(keys.clone()).run(disks)
+    }
+
+    /// The disks and, after them, the arrays and volume groups.
     pub fn roots(&self) -> &[NodeId] {
         &self.roots
     }
@@ -148,7 +158,7 @@ impl Layers {
         self.nodes.iter().enumerate().map(|(at, node)| (NodeId(at), node))
     }
 
-    /// The nodes of the physical volumes that a volume group was found on.
+    /// The nodes of the members of an array, or of the physical volumes that a volume group was found on.
     pub fn members(&self, group: NodeId) -> &[NodeId] {
         self.members.iter().find(|(id, _)| *id == group).map_or(&[], |(_, members)| members)
     }

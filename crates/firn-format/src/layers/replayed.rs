@@ -102,6 +102,7 @@ impl Layers {
         let parts = match self.parts.get(&id) {
             Some(Ok(parts)) => parts,
             Some(Err(error)) => return Err(error.clone()),
+            None if node.kind == LayerKind::Encrypted => return Err(Error::unsupported("it is encrypted")),
             None => return Err(Error::unsupported(format!("{} does not stand in one place", node.name))),
         };
         let mut at = range.start;

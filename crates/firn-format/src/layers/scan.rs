@@ -4,7 +4,9 @@ use super::replayed::Part;
 use super::{LayerKind, Layers, Node, NodeId};
 use crate::fs::probe::{self, Class, Signature};
 use crate::table::{self, Partition, Table};
+use crate::volume::luks::{Keys, Luks};
 use crate::volume::lvm::{self, LinearPiece, MemberState, PhysicalVolume, VolumeGroup};
+use crate::volume::md::{self, MdMember};
 use firn_disk::{Disk, Error, SharedDisk};
 use std::sync::Arc;
 
@@ -12,8 +14,8 @@ use std::sync::Arc;
 const MAX_NODES: usize = 20_000;
 /// Deepest nesting of tables in partitions and volumes.
 const MAX_DEPTH: usize = 8;
-/// How often groups are assembled: groups on disks, groups on volumes of those, and so on.
-const MAX_ROUNDS: usize = 4;
+/// How often arrays and groups are assembled: those on disks, those on volumes of those, and so on.
+const MAX_ROUNDS: usize = 8;
 /// Most bytes of LVM metadata that are read in all.
 const MAX_METADATA: u64 = 256 << 20;
 
@@ -22,7 +24,11 @@ pub(super) struct Scan {
     layers: Layers,
     /// Physical volumes that are not yet assembled, with their nodes.
     physical: Vec<(PhysicalVolume, NodeId)>,
+    /// Members of arrays that are not yet assembled, with their nodes.
+    md: Vec<(MdMember, NodeId)>,
     metadata_bytes: u64,
+    /// What opens encrypted layers.
+    keys: Keys,
 }
 
 /// A node of `kind` that nothing is known of but its name and size.
@@ -51,7 +57,24 @@ pub(super) fn partition_name(disk: &str, number: u32) -> String {
     format!("{disk}{separator}{number}")
 }
 
+/// Whether an md superblock of version 0.90, which does not say where it stands, is that of the last partition: both the
+/// disk's and the partition's may be looked for at the same place.
+fn is_of_last_partition(signature: &Signature, disk: &SharedDisk) -> bool {
+    if signature.kind != "md" || signature.offset != (disk.len() & !0xFFFF).saturating_sub(0x1_0000) {
+        return false;
+    }
+    let Ok(Some(table)) = table::read(disk) else { return false };
+    table.partitions.iter().any(|partition| {
+        let place = (partition.length & !0xFFFF).checked_sub(0x1_0000);
+        place.and_then(|place| partition.start.checked_add(place)) == Some(signature.offset)
+    })
+}
+
 impl Scan {
+    pub(super) fn new(keys: Keys) -> Self {
+        Self { keys, ..Self::default() }
+    }
+
     pub(super) fn run(mut self, disks: Vec<(String, SharedDisk)>) -> Layers {
         for (name, disk) in disks {
             let mut found = node(LayerKind::Disk, &name, disk.len());
@@ -62,14 +85,21 @@ impl Scan {
             }
         }
         for _ in 0..MAX_ROUNDS {
+            // Arrays first: a group may have physical volumes on disks and on arrays.
+            let members = std::mem::take(&mut self.md);
+            if !members.is_empty() {
+                self.assemble_md(&members);
+                continue;
+            }
             let physical = std::mem::take(&mut self.physical);
             if physical.is_empty() {
                 break;
             }
             self.assemble(&physical);
         }
-        if !self.physical.is_empty() {
-            self.layers.health.push("volume groups are nested too deeply; the innermost were not looked at".into());
+        if !self.physical.is_empty() || !self.md.is_empty() {
+            let what = "arrays and volume groups are nested too deeply; the innermost were not looked at";
+            self.layers.health.push(what.into());
         }
         self.layers.address_groups();
         self.layers
@@ -112,9 +142,9 @@ impl Scan {
     }
 
     fn try_look_into(&mut self, id: NodeId, disk: &SharedDisk, depth: usize) -> Result<(), Error> {
-        let signature = probe::identify(disk)?;
+        let signature = probe::identify(disk)?.filter(|signature| !is_of_last_partition(signature, disk));
         if let Some(signature) = signature.as_ref().filter(|signature| signature.kind == "md") {
-            self.add_signature(id, signature, disk);
+            self.add_md_member(id, signature, disk);
             return Ok(());
         }
         // A partition that holds something is that; a table inside it would be a left-over of its boot code.
@@ -145,7 +175,8 @@ impl Scan {
             return Ok(());
         }
         match (signature, table) {
-            (Some(signature), _) => self.add_signature(id, &signature, disk),
+            (Some(signature), _) if signature.kind.starts_with("luks") => self.add_luks(id, &signature, disk, depth),
+            (Some(signature), _) => drop(self.add_signature(id, &signature, disk)),
             (None, Some(table)) if is_whole => self.add_table(id, &table, disk, depth),
             _ => {}
         }
@@ -239,7 +270,7 @@ impl Scan {
         }
     }
 
-    fn add_signature(&mut self, id: NodeId, signature: &Signature, disk: &SharedDisk) {
+    fn add_signature(&mut self, id: NodeId, signature: &Signature, disk: &SharedDisk) -> Option<NodeId> {
         let kind = match signature.class {
             Class::FileSystem => LayerKind::FileSystem,
             Class::Swap => LayerKind::Swap,
@@ -250,7 +281,72 @@ impl Scan {
         found.uuid.clone_from(&signature.uuid);
         found.label.clone_from(&signature.label);
         found.features.clone_from(&signature.features);
-        self.add(Some(id), found);
+        self.add(Some(id), found)
+    }
+
+    fn add_luks(&mut self, id: NodeId, signature: &Signature, disk: &SharedDisk, depth: usize) {
+        let Some(layer) = self.add_signature(id, signature, disk) else { return };
+        let opened = Luks::read(disk).and_then(|luks| {
+            let luks = luks.ok_or_else(|| Error::corrupt("its header is gone"))?;
+            let found = self.node_mut(layer);
+            found.features.extend(luks.features());
+            found.health.clone_from(&luks.health);
+            luks.unlock(&self.keys)?.disk(disk)
+        });
+        match opened {
+            Ok(open) => {
+                let found = self.node_mut(layer);
+                found.size = open.len();
+                found.disk = Some(Arc::new(open));
+                if depth < MAX_DEPTH {
+                    self.look_into(layer, depth + 1);
+                } else {
+                    found.health.push("nested too deeply to look further".into());
+                }
+            }
+            Err(error) => self.node_mut(layer).error = Some(error),
+        }
+    }
+
+    fn add_md_member(&mut self, id: NodeId, signature: &Signature, disk: &SharedDisk) {
+        let address = self.layers.node(id).address.clone();
+        let read = MdMember::read(disk, address.trim_start_matches('#'));
+        let Some(member_id) = self.add_signature(id, signature, disk) else { return };
+        match read {
+            Ok(Some(member)) => {
+                self.node_mut(member_id).features = member.features();
+                self.md.push((member, member_id));
+            }
+            Ok(None) => {}
+            Err(error) => self.node_mut(member_id).error = Some(error),
+        }
+    }
+
+    fn assemble_md(&mut self, members: &[(MdMember, NodeId)]) {
+        let list: Vec<MdMember> = members.iter().map(|(member, _)| member.clone()).collect();
+        for array in md::assemble(&list) {
+            let open = array.open();
+            let size = open.as_ref().map_or(0, |disk| disk.len());
+            let mut found = node(LayerKind::Array, &array.name, size);
+            found.uuid = Some(array.uuid.clone());
+            found.label = Some(array.full_name.clone()).filter(|name| !name.is_empty());
+            found.features.clone_from(&array.features);
+            found.health.clone_from(&array.health);
+            if array.is_degraded {
+                found.features.push("degraded".into());
+            }
+            match open {
+                Ok(disk) => found.disk = Some(disk),
+                Err(error) => found.error = Some(error.in_structure(format!("array {}", array.name))),
+            }
+            let Some(id) = self.add(None, found) else { return };
+            let nodes = array.members.iter().filter_map(|at| members.get(*at)).map(|(_, id)| *id).collect::<Vec<_>>();
+            for member in &nodes {
+                self.node_mut(*member).features.push(format!("array {}", array.name));
+            }
+            self.layers.members.push((id, nodes));
+            self.look_into(id, 1);
+        }
     }
 
     fn add_physical(&mut self, id: NodeId, physical: PhysicalVolume) {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `vda`, `vda2` | a disk, its second partition |
 //! | `vg0`, `vg0/root` | a volume group, one of its volumes |
+//! | `md0`, `data`, `web:data` | an array: by number, by its name, by its whole name |
 //! | a UUID | any layer: PARTUUID, table, PV, VG, LV, file system; in any case; also for the `vg0` of `vg0/root` |
 //! | a label | a file system or GPT partition, when nothing else has that name and only one has that label |
 //!
@@ -21,8 +22,7 @@ impl Layers {
     /// The layer that a chain of selectors, without their `#`, leads to.
     ///
     /// # Errors
-    /// `Invalid` when several fit, with their UUIDs; `NotFound` when none does, with what there is;
-    /// `Unsupported` for an md array.
+    /// `Invalid` when several fit, with their UUIDs; `NotFound` when none does, with what there is.
     pub fn resolve<S: AsRef<str>>(&self, selectors: &[S]) -> Result<NodeId> {
         let mut scope = None;
         for selector in selectors {
@@ -94,6 +94,9 @@ impl Layers {
             node.kind == LayerKind::VolumeGroup && (node.name == name || has_uuid)
         };
         for id in inside.iter().copied() {
+            if self.node(id).kind == LayerKind::Array && self.is_array_named(id, selector) {
+                found.push(id);
+            }
             match selector.split_once('/') {
                 None if group_named(id, selector) => found.push(id),
                 Some((group, volume)) if group_named(id, group) => {
@@ -108,11 +111,25 @@ impl Layers {
         found
     }
 
-    /// The partitions of the table that stands directly on `id`.
+    /// Whether an array is called so, by its name or its UUID as mdadm spells it.
+    pub(super) fn is_array_named(&self, id: NodeId, name: &str) -> bool {
+        let node = self.node(id);
+        let digits = |text: &str| -> String { text.chars().filter(char::is_ascii_hexdigit).collect() };
+        let is_uuid = name.len() == 35
+            && name.matches(':').count() == 3
+            && node.uuid.as_deref().is_some_and(|uuid| digits(uuid).eq_ignore_ascii_case(&digits(name)));
+        node.name == name || node.label.as_deref() == Some(name) || is_uuid
+    }
+
+    /// The partitions of the table that stands directly on `id`, or in what is encrypted there.
     pub(super) fn own_partitions(&self, id: NodeId) -> impl Iterator<Item = (NodeId, &Node)> {
-        self.node(id)
-            .children
+        let encrypted = |id: &NodeId| self.node(*id).kind == LayerKind::Encrypted;
+        let children = &self.node(id).children;
+        children
             .iter()
+            .filter(move |child| encrypted(child))
+            .flat_map(|child| &self.node(*child).children)
+            .chain(children)
             .filter(|child| self.node(**child).kind == LayerKind::Table)
             .flat_map(|table| &self.node(*table).children)
             .map(|id| (*id, self.node(*id)))
@@ -126,10 +143,6 @@ impl Layers {
     }
 
     fn nothing(&self, inside: &[NodeId], selector: &str) -> Error {
-        let has_md = inside.iter().any(|id| self.node(*id).name == "md");
-        if has_md && selector.starts_with("md") {
-            return Error::unsupported(format!("#{selector}: assembling md arrays is not built yet"));
-        }
         let mut names: Vec<&str> = inside
             .iter()
             .map(|id| self.node(*id))
@@ -214,7 +227,7 @@ impl Layers {
         }
         for (kind, what) in [
             (LayerKind::Encrypted, "is encrypted, which is not built yet"),
-            (LayerKind::Member, "is a member of an array or pool, which is not built yet"),
+            (LayerKind::Member, "is a member of something that cannot be put together"),
         ] {
             if let Some(member) = of_kind(kind).next() {
                 return Err(Error::unsupported(format!("{} {what} ({})", node.address, self.node(member).name)));
@@ -226,11 +239,11 @@ impl Layers {
         Err(Error::not_found(format!("no file system was recognised on {}", node.address)))
     }
 
-    /// Gives the groups and what they hold their addresses: by name, or by UUID where a name is there twice.
+    /// Gives the arrays, the groups and what they hold their addresses: by name, or by UUID where a name is there twice.
     pub(super) fn address_groups(&mut self) {
         let groups: Vec<(NodeId, String, Option<String>)> = self
             .iter()
-            .filter(|(_, node)| node.kind == LayerKind::VolumeGroup)
+            .filter(|(_, node)| matches!(node.kind, LayerKind::VolumeGroup | LayerKind::Array))
             .map(|(id, node)| (id, node.name.clone(), node.uuid.clone()))
             .collect();
         for (id, name, uuid) in &groups {

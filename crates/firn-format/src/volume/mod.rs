@@ -1,3 +1,6 @@
-//! Volume managers: disks in, volumes out.
+//! Volume managers and encryption: disks in, volumes out.
 
+pub mod luks;
 pub mod lvm;
+pub mod md;
+mod raid;

@@ -14,7 +14,6 @@
 use super::context::Context;
 use super::output;
 use super::source::{Source, SourceArgs};
-use crate::machine::Machine;
 use clap::{Args, ValueHint};
 use firn_disk::{Error, Result};
 use firn_format::fs::{self, Facts};
@@ -54,7 +53,7 @@ pub fn run(context: &Context, args: &LookArgs) -> Result<ExitCode> {
         return Err(Error::invalid("look shows layers, not files").hint("`firn ls` and `firn stat` show files"));
     }
     let source = args.source.open(context, &address)?;
-    let machine = Machine::new(source.disks.clone());
+    let machine = args.source.machine(source.disks.clone())?;
     let layers = machine.layers();
     let tops = match address.selectors.as_slice() {
         [] => layers.roots().to_vec(),
@@ -79,7 +78,7 @@ fn open_all(layers: &Layers, tops: &[NodeId], options: &fs::OpenOptions) -> Hash
     let below = |id: NodeId| {
         let mut at = Some(id);
         while let Some(now) = at {
-            if tops.contains(&now) || layers.node(now).kind == LayerKind::VolumeGroup {
+            if tops.contains(&now) || matches!(layers.node(now).kind, LayerKind::VolumeGroup | LayerKind::Array) {
                 return true;
             }
             at = layers.node(now).parent;
@@ -160,9 +159,11 @@ impl Look<'_> {
             let node = self.layers.node(*child);
             match node.kind {
                 _ if node.is_hidden => {}
-                LayerKind::Disk | LayerKind::Partition | LayerKind::VolumeGroup | LayerKind::LogicalVolume => {
-                    below.push(*child);
-                }
+                LayerKind::Disk
+                | LayerKind::Partition
+                | LayerKind::Array
+                | LayerKind::VolumeGroup
+                | LayerKind::LogicalVolume => below.push(*child),
                 _ if depth <= MAX_DEPTH => {
                     lines.extend(self.held_lines(*child));
                     self.content(*child, lines, below, depth + 1);
@@ -217,6 +218,9 @@ impl Look<'_> {
         let mut facts = Vec::new();
         if node.kind == LayerKind::VolumeGroup {
             facts.push("volume group".to_owned());
+        }
+        if node.kind == LayerKind::Array {
+            facts.push("array".to_owned());
         }
         facts.extend(node.features.iter().cloned());
         facts.extend(node.label.as_ref().map(|label| format!("\"{label}\"")));

@@ -19,6 +19,7 @@ mod lock;
 mod login;
 mod look;
 mod ls;
+mod luks;
 mod manual;
 mod names;
 mod nbd;
@@ -61,6 +62,7 @@ Environment:
   FIRN_KEY_FILE        in place of --key-file
   FIRN_PASSWORD        the password itself; a file is safer
   FIRN_STATE           the folder that remembers freezes; /run/firn for root
+  FIRN_LUKS_KEY_FILE   in place of --luks-key-file
 
 Exit codes:
   0 done                         1 failed

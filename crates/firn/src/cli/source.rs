@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::snapshots::{self, parse_address};
-use super::{nbd, output, restore, snap};
+use super::{luks, nbd, output, restore, snap};
 use crate::address::{Address, Image, Target};
 use crate::machine::{Machine, Mounted};
 use clap::{Args, ValueHint};
@@ -41,6 +41,8 @@ pub struct SourceArgs {
     /// The journal of the file system, where it is on another disk: an image, an address, or #LAYER of the same disks
     #[arg(long, value_name = "ADDRESS", value_hint = ValueHint::FilePath, help_heading = "Source")]
     external_journal: Option<OsString>,
+    #[command(flatten)]
+    luks: luks::LuksArgs,
 }
 
 /// What an address stands for, open.
@@ -130,6 +132,17 @@ impl SourceArgs {
         Source::open(context, &address.target, &self.image_options())
     }
 
+    /// Looks at disks, with the keys that were given or, where there are none, asked for.
+    ///
+    /// # Errors
+    /// When a key cannot be read.
+    pub fn machine(&self, disks: Vec<(String, SharedDisk)>) -> Result<Machine> {
+        let keys = self.luks.keys()?;
+        let machine = Machine::with_keys(disks.clone(), &keys);
+        let asked = if keys.is_empty() { luks::ask(machine.layers())? } else { None };
+        Ok(asked.map_or(machine, |keys| Machine::with_keys(disks, &keys)))
+    }
+
     /// How file systems of `machine` are opened.
     ///
     /// # Errors
@@ -153,7 +166,7 @@ impl SourceArgs {
         match source.disks.as_slice() {
             [(_, disk)] if address.selectors.is_empty() => Ok(disk.clone()),
             _ => {
-                let other = Machine::new(source.disks);
+                let other = self.machine(source.disks)?;
                 other.layers().resolve(&address.selectors).and_then(|id| other.layers().disk(id)).map_err(explain)
             }
         }
@@ -164,7 +177,7 @@ impl SourceArgs {
     /// # Errors
     /// As [`open`](Self::open) and [`Machine::files`].
     pub fn mount(&self, context: &Context, address: &Address) -> Result<Mounted> {
-        let machine = Machine::new(self.open(context, address)?.disks);
+        let machine = self.machine(self.open(context, address)?.disks)?;
         let options = self.file_options(context, &machine)?;
         let mounted = machine.files(&address.selectors, &options)?;
         if !mounted.passed_over.is_empty() && !context.quiet {

@@ -11,9 +11,10 @@ pub use path::{Follow, last_name, resolve};
 pub use walk::testing;
 pub use walk::{Item, Order, Step, Walk, list};
 
-use firn_disk::{Error, Result, SharedDisk};
+use firn_disk::{Error, ErrorKind, Result, SharedDisk};
 use firn_format::fs::{self, FileTree};
 use firn_format::layers::{LayerKind, Layers, Node, NodeId};
+use firn_format::volume::luks::Keys;
 use std::sync::Arc;
 
 /// Disks that belong together, with what was found on them.
@@ -39,6 +40,11 @@ impl Machine {
         Self { layers: Layers::probe(disks) }
     }
 
+    /// As [`new`](Self::new), and looks into what `keys` open.
+    pub fn with_keys(disks: Vec<(String, SharedDisk)>, keys: &Keys) -> Self {
+        Self { layers: Layers::probe_with_keys(disks, keys) }
+    }
+
     /// What is on the disks.
     pub fn layers(&self) -> &Layers {
         &self.layers
@@ -55,7 +61,14 @@ impl Machine {
         }
         match self.layers.file_systems().as_slice() {
             [] => Err(self.no_file_system()),
-            [one] => self.mount(*one, options),
+            [one] => {
+                let mounted = self.mount(*one, options)?;
+                // The usual encrypted machine has a /boot that anyone can read.
+                match self.locked() {
+                    Some(error) if !looks_like_root(&*mounted.tree) => Err(error),
+                    _ => Ok(mounted),
+                }
+            }
             several => self.root(several, options),
         }
     }
@@ -75,6 +88,9 @@ impl Machine {
                 roots.push((id, mounted));
             }
         }
+        if let Some(error) = self.locked().filter(|_| roots.is_empty()) {
+            return Err(error);
+        }
         if roots.len() != 1 {
             let found = if roots.is_empty() { "none looks" } else { "more than one looks" };
             let what = format!("there are {} file systems, and {found} like the root of a Linux", several.len());
@@ -85,6 +101,12 @@ impl Machine {
         let others = several.iter().filter(|id| **id != chosen);
         mounted.passed_over = others.map(|id| self.layers.node(*id).address.clone()).collect();
         Ok(mounted)
+    }
+
+    /// Why an encrypted layer was not opened, when a key is all that it takes.
+    fn locked(&self) -> Option<Error> {
+        let encrypted = self.layers.iter().filter(|(_, node)| node.kind == LayerKind::Encrypted);
+        encrypted.filter_map(|(_, node)| node.error.clone()).find(|error| error.kind() == ErrorKind::Denied)
     }
 
     /// A file system for people who have to choose.

@@ -1,7 +1,7 @@
 //! Several copies of the same bytes, of which those that are in sync are read.
 
+use crate::volume::raid::Clean;
 use firn_disk::{Disk, Error, ErrorKind, Extent, Record, Result, SharedDisk};
-use std::ops::Range;
 
 const MIRROR_LOG_MAGIC: u32 = 0x4D69_5272;
 /// Where the bits of a mirror log begin.
@@ -9,55 +9,31 @@ const MIRROR_LOG_BITS_AT: u64 = 1024;
 /// Most bytes of them: regions of 512 KiB on 64 TiB.
 const MAX_MIRROR_LOG: u64 = 16 << 20;
 
-/// Where the copies other than the primary one may be read.
-#[derive(Debug)]
-pub(super) enum Clean {
-    /// Below this offset.
-    Below(u64),
-    /// In the regions whose bit is set.
-    Regions { region_bytes: u64, bits: Vec<u8> },
-}
-
-impl Clean {
-    fn covers(&self, range: &Range<u64>) -> bool {
-        match self {
-            Self::Below(end) => range.end <= *end,
-            Self::Regions { region_bytes, bits } => {
-                let last = range.end.saturating_sub(1) / region_bytes;
-                (range.start / region_bytes..=last).all(|region| {
-                    let byte = usize::try_from(region / 8).ok().and_then(|at| bits.get(at));
-                    byte.is_some_and(|byte| byte >> (region % 8) & 1 == 1)
-                })
-            }
-        }
+/// The log of a mirror (Linux, drivers/md/dm-log.c): magic, version 2, number of regions, and from byte
+/// 1024 on a bit for each region that is in sync.
+///
+/// # Errors
+/// `Corrupt` when it is not one, or does not cover `length` bytes; what the disk says.
+pub(super) fn read_mirror_log(log: &SharedDisk, region_bytes: u64, length: u64) -> Result<Clean> {
+    let mut buf = [0; 16];
+    let header = Record::read(log, &mut buf, 0, "mirror log")?;
+    if header.le_u32(0)? != MIRROR_LOG_MAGIC {
+        return Err(header.corrupt(0, "it has no magic"));
     }
-
-    /// The log of a mirror (Linux, drivers/md/dm-log.c): magic, version 2, number of regions, and from byte
-    /// 1024 on a bit for each region that is in sync.
-    ///
-    /// # Errors
-    /// `Corrupt` when it is not one, or does not cover `length` bytes; what the disk says.
-    pub(super) fn read_mirror_log(log: &SharedDisk, region_bytes: u64, length: u64) -> Result<Self> {
-        let mut buf = [0; 16];
-        let header = Record::read(log, &mut buf, 0, "mirror log")?;
-        if header.le_u32(0)? != MIRROR_LOG_MAGIC {
-            return Err(header.corrupt(0, "it has no magic"));
-        }
-        if header.le_u32(4)? != 2 {
-            return Err(header.unsupported(4, format!("version {}", header.le_u32(4)?)));
-        }
-        let regions = header.le_u64(8)?;
-        if region_bytes == 0 || regions.checked_mul(region_bytes).is_none_or(|covered| covered < length) {
-            return Err(header.corrupt(8, format!("{regions} regions of {region_bytes} bytes are too few")));
-        }
-        let bytes = length.div_ceil(region_bytes).div_ceil(8);
-        if bytes > MAX_MIRROR_LOG || firn_disk::check_range(MIRROR_LOG_BITS_AT, bytes, log.len()).is_err() {
-            return Err(header.corrupt(8, "its bits do not fit into it"));
-        }
-        let mut bits = vec![0; usize::try_from(bytes).unwrap_or(0)];
-        log.read_at(&mut bits, MIRROR_LOG_BITS_AT)?;
-        Ok(Self::Regions { region_bytes, bits })
+    if header.le_u32(4)? != 2 {
+        return Err(header.unsupported(4, format!("version {}", header.le_u32(4)?)));
     }
+    let regions = header.le_u64(8)?;
+    if region_bytes == 0 || regions.checked_mul(region_bytes).is_none_or(|covered| covered < length) {
+        return Err(header.corrupt(8, format!("{regions} regions of {region_bytes} bytes are too few")));
+    }
+    let bytes = length.div_ceil(region_bytes).div_ceil(8);
+    if bytes > MAX_MIRROR_LOG || firn_disk::check_range(MIRROR_LOG_BITS_AT, bytes, log.len()).is_err() {
+        return Err(header.corrupt(8, "its bits do not fit into it"));
+    }
+    let mut bits = vec![0; usize::try_from(bytes).unwrap_or(0)];
+    log.read_at(&mut bits, MIRROR_LOG_BITS_AT)?;
+    Ok(Clean::Regions { region_bytes, bits })
 }
 
 /// Copies of one run of bytes.
@@ -120,14 +96,14 @@ mod tests {
         bytes[1024] = 0b1111_0111;
         bytes[1025] = 0b10;
         let log: SharedDisk = Arc::new(MemDisk::from(bytes.clone()));
-        let clean = Clean::read_mirror_log(&log, 100, 1000).unwrap();
+        let clean = read_mirror_log(&log, 100, 1000).unwrap();
         assert!(clean.covers(&(0..300)) && clean.covers(&(400..800)) && clean.covers(&(900..1000)));
         assert!(!clean.covers(&(299..301)) && !clean.covers(&(800..801)) && !clean.covers(&(0..1000)));
         assert!(!clean.covers(&(5000..5001)), "what the log does not list is not clean");
-        assert!(Clean::read_mirror_log(&log, 100, 1001).is_err());
-        assert!(Clean::read_mirror_log(&log, 0, 0).is_err());
+        assert!(read_mirror_log(&log, 100, 1001).is_err());
+        assert!(read_mirror_log(&log, 0, 0).is_err());
         bytes[0] = 0;
-        assert!(Clean::read_mirror_log(&(Arc::new(MemDisk::from(bytes)) as SharedDisk), 100, 1000).is_err());
+        assert!(read_mirror_log(&(Arc::new(MemDisk::from(bytes)) as SharedDisk), 100, 1000).is_err());
     }
 
     #[test]

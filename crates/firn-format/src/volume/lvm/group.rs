@@ -1,10 +1,10 @@
 //! From physical volumes to groups, and what is told of them.
 
 use super::label::{self, Area, Label};
-use super::map::{Mapped, Mapper};
+use super::map::{Mapped, Mapper, OpenPool};
 use super::metadata::{Group, Kind, Logical, Physical};
 use firn_disk::{Error, ErrorKind, Result, SharedDisk};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 /// A disk with an LVM2 label.
@@ -114,13 +114,33 @@ pub struct VolumeGroup {
     /// What is wrong or special, in words.
     pub health: Vec<String>,
     conflict: Option<String>,
-    /// Origin, store, and whether the store is being merged into the origin.
-    snapshots: Vec<(String, String, bool)>,
+    snapshots: Vec<Snapshot>,
+    /// Thin volumes that one of their snapshots is being merged into, with that snapshot.
+    merging: BTreeMap<String, String>,
     /// The places of physical and logical volumes in the group, by name.
     physical_places: BTreeMap<String, usize>,
     logical_places: BTreeMap<String, usize>,
     /// Volumes that were mapped already, so that however they share parts each is mapped once.
     pub(super) mapped: Arc<Mutex<BTreeMap<String, Mapped>>>,
+    /// Thin pools that were opened already, so that all their volumes share what is kept in memory.
+    pub(super) pools: Arc<Mutex<BTreeMap<String, OpenPool>>>,
+}
+
+/// A classic snapshot.
+#[derive(Debug, Clone)]
+struct Snapshot {
+    origin: String,
+    store: String,
+    /// Whether the store is being merged into the origin, which reads as a mix of both meanwhile.
+    is_merging: bool,
+    /// Bytes of the snapshot, not of the store.
+    length: u64,
+}
+
+impl Snapshot {
+    fn concerns(&self, name: &str) -> bool {
+        self.origin == name || self.store == name
+    }
 }
 
 /// What is told of a logical volume.
@@ -134,7 +154,7 @@ pub struct LogicalVolume {
     pub size: u64,
     /// The kinds of its segments, each once: `linear`, `raid1`, `thin`.
     pub kinds: Vec<String>,
-    /// Whether it is a piece of another volume rather than one of its own: legs, logs, pool data, pvmove.
+    /// Whether it is a piece of others rather than a volume of its own: legs, logs, pools and their data, pvmove.
     pub is_hidden: bool,
     /// Whether LVM2 would not let anyone write to it.
     pub is_read_only: bool,
@@ -180,7 +200,7 @@ impl VolumeGroup {
         self.members.iter().any(|member| member.problem.is_some())
     }
 
-    /// Opens the volume `name`. Reads of extents that cannot be had fail with `Unavailable`.
+    /// Opens the volume `name`; of a snapshot, what it kept. Reads of extents that cannot be had fail with `Unavailable`.
     ///
     /// # Errors
     /// `NotFound`; `Unsupported`, by the name of the segment type; `Invalid` for a hidden volume; `Unavailable`
@@ -194,13 +214,23 @@ impl VolumeGroup {
         }
         let volume = self.find(name).ok_or_else(|| in_volume(Error::not_found("there is no such volume")))?;
         self.check_can_open(volume).map_err(in_volume)?;
-        let mapped = Mapper::new(self).volume(volume, 0).map_err(in_volume)?;
+        let mapped = match self.origin_of(name) {
+            Some((origin, length)) => Mapper::new(self).snapshot(volume, origin, length),
+            None => Mapper::new(self).volume(volume, 0),
+        };
+        let mapped = mapped.map_err(in_volume)?;
         Ok(OpenVolume { disk: mapped.disk, health: mapped.notes })
     }
 
     /// Whether the volume is a snapshot, or has one.
     pub(super) fn has_snapshot(&self, name: &str) -> bool {
-        self.snapshots.iter().any(|(origin, store, _)| origin == name || store == name)
+        self.snapshots.iter().any(|snapshot| snapshot.origin == name || snapshot.store == name)
+    }
+
+    /// The origin of the snapshot that `store` keeps, and the snapshot's length in bytes.
+    fn origin_of(&self, store: &str) -> Option<(&str, u64)> {
+        let snapshot = self.snapshots.iter().find(|snapshot| snapshot.store == store)?;
+        Some((&snapshot.origin, snapshot.length))
     }
 
     /// The logical volume `name`.
@@ -216,20 +246,24 @@ impl VolumeGroup {
 
     /// Refuses what would read as bytes that its machine never saw under this name.
     fn check_can_open(&self, volume: &Logical) -> Result<()> {
-        for (origin, store, is_merging) in &self.snapshots {
-            if *store == volume.name {
-                let what = format!("it is a snapshot of {origin}; segment type snapshot is not built yet");
-                return Err(Error::unsupported(what).hint(format!("its origin {origin} can be read")));
-            }
-            if *is_merging && *origin == volume.name {
-                return Err(Error::unsupported(format!("the snapshot {store} is being merged into it")));
-            }
+        let merging = self.snapshots.iter().find(|snapshot| snapshot.is_merging && snapshot.concerns(&volume.name));
+        if let Some(Snapshot { origin, store, .. }) = merging {
+            return Err(Error::unsupported(format!("the snapshot {store} is being merged into {origin}")));
+        }
+        if let Some(source) = self.merging.get(&volume.name) {
+            return Err(Error::unsupported(format!("the snapshot {source} is being merged into it")));
+        }
+        if self.origin_of(&volume.name).is_some() {
+            return Ok(());
         }
         if let Some(kind) = volume.segments.iter().find_map(|segment| match &segment.kind {
-            kind @ (Kind::Other(_) | Kind::Snapshot { .. }) => Some(kind.name()),
+            kind @ Kind::Other(_) => Some(kind.name()),
             _ => None,
         }) {
             return Err(Error::unsupported(format!("segment type {kind} is not built yet")));
+        }
+        if volume.segments.iter().any(|segment| matches!(segment.kind, Kind::ThinPool { .. } | Kind::Snapshot { .. })) {
+            return Err(Error::invalid("it only holds other volumes").hint("name one of those instead"));
         }
         if !volume.has("VISIBLE") {
             return Err(Error::invalid("it is an internal part of another volume").hint("name that volume instead"));
@@ -283,16 +317,27 @@ fn assemble_one(found: &[PhysicalVolume], uuid: &str) -> Option<VolumeGroup> {
     if newest.flags.iter().any(|flag| flag == "EXPORTED") {
         health.push("it is exported".into());
     }
-    let snapshots: Vec<(String, String, bool)> = newest
-        .logical
-        .iter()
-        .flat_map(|volume| &volume.segments)
-        .filter_map(|segment| match &segment.kind {
-            Kind::Snapshot { origin, store, is_merging } => Some((origin.clone(), store.clone(), *is_merging)),
+    let segments =
+        || newest.logical.iter().flat_map(|volume| volume.segments.iter().map(move |segment| (volume, segment)));
+    let snapshots: Vec<Snapshot> = segments()
+        .filter_map(|(volume, segment)| match &segment.kind {
+            Kind::Snapshot { origin, store, is_merging } => Some(Snapshot {
+                origin: origin.clone(),
+                store: store.clone(),
+                is_merging: *is_merging,
+                // Checked when the metadata was parsed.
+                length: volume.extents.saturating_mul(newest.extent_bytes),
+            }),
             _ => None,
         })
         .collect();
-    let stores: BTreeSet<&str> = snapshots.iter().map(|(_, store, _)| store.as_str()).collect();
+    let merging = segments()
+        .filter_map(|(volume, segment)| match &segment.kind {
+            Kind::Thin { merging_into: Some(target), .. } => Some((target.clone(), volume.name.clone())),
+            _ => None,
+        })
+        .collect();
+    let stores = snapshots.iter().map(|snapshot| (snapshot.store.as_str(), snapshot.length)).collect();
     let volumes = newest.logical.iter().map(|volume| describe(newest, volume, &stores)).collect();
     let physical_places = places(newest.physical.iter().map(|physical| &physical.key));
     let logical_places = places(newest.logical.iter().map(|logical| &logical.name));
@@ -303,9 +348,11 @@ fn assemble_one(found: &[PhysicalVolume], uuid: &str) -> Option<VolumeGroup> {
         health,
         conflict,
         snapshots,
+        merging,
         physical_places,
         logical_places,
         mapped: Arc::default(),
+        pools: Arc::default(),
     })
 }
 
@@ -345,10 +392,12 @@ fn member(found: &[PhysicalVolume], known: &Physical) -> Member {
     Member { uuid: known.uuid.clone(), device: known.device.clone(), state, problem, disk }
 }
 
-fn describe(group: &Group, volume: &Logical, stores: &BTreeSet<&str>) -> LogicalVolume {
+fn describe(group: &Group, volume: &Logical, stores: &BTreeMap<&str, u64>) -> LogicalVolume {
     let mut kinds: Vec<String> = Vec::new();
-    let is_store = stores.contains(volume.name.as_str());
-    let is_snapshot = volume.segments.iter().any(|segment| matches!(segment.kind, Kind::Snapshot { .. }));
+    let snapshot_length = stores.get(volume.name.as_str()).copied();
+    let is_store = snapshot_length.is_some();
+    let holds_others = |kind: &Kind| matches!(kind, Kind::Snapshot { .. } | Kind::ThinPool { .. });
+    let is_holder = volume.segments.iter().any(|segment| holds_others(&segment.kind));
     if is_store {
         kinds.push("snapshot".into());
     } else {
@@ -362,10 +411,10 @@ fn describe(group: &Group, volume: &Logical, stores: &BTreeSet<&str>) -> Logical
         name: volume.name.clone(),
         uuid: volume.uuid.clone(),
         // Checked when the metadata was parsed.
-        size: volume.extents.saturating_mul(group.extent_bytes),
+        size: snapshot_length.unwrap_or_else(|| volume.extents.saturating_mul(group.extent_bytes)),
         kinds,
         // Of a snapshot people know the store by name, although the metadata hides it and shows the link.
-        is_hidden: is_snapshot || !(is_store || volume.has("VISIBLE")),
+        is_hidden: is_holder || !(is_store || volume.has("VISIBLE")),
         is_read_only: !volume.has("WRITE"),
     }
 }

@@ -3,10 +3,13 @@
 //! Volumes are made of others (a raid1 of its legs, all of pvmove's), so mapping goes down by name, to a
 //! bounded depth, each volume once.
 
-use super::copies::{Clean, Copies};
+use super::copies::{Copies, read_mirror_log};
 use super::group::VolumeGroup;
 use super::metadata::{Kind, Logical, Place, Segment};
-use super::raid1;
+use super::snapshot::Snapshot;
+use super::thin::Pool;
+use super::{raid, raid1, state};
+use crate::volume::raid::Clean;
 use firn_disk::{Disk, Error, ErrorKind, Extent, ExtentKind, Result, SharedDisk, check_range};
 use std::sync::{Arc, PoisonError};
 
@@ -22,6 +25,14 @@ pub(super) struct Mapped {
     pub(super) disk: SharedDisk,
     pub(super) notes: Vec<String>,
     /// How many volumes lie below it, one on the other: how deep a read goes.
+    height: usize,
+}
+
+/// A thin pool, opened, with what was found out about it.
+#[derive(Debug, Clone)]
+pub(super) struct OpenPool {
+    pool: Arc<Pool>,
+    notes: Vec<String>,
     height: usize,
 }
 
@@ -85,6 +96,68 @@ impl<'a> Mapper<'a> {
         Ok(mapped.disk)
     }
 
+    /// Maps the snapshot of `length` bytes of `origin` that the volume `store` keeps.
+    pub(super) fn snapshot(mut self, store: &'a Logical, origin: &str, length: u64) -> Result<Mapped> {
+        let missing = || Error::corrupt(format!("the origin {} does not exist", origin.escape_debug()));
+        let origin = self.part(self.group.find(origin).ok_or_else(missing)?, 0)?;
+        let store = self.part(store, 0)?;
+        let disk = Arc::new(Snapshot::open(origin, store, length)?);
+        Ok(Mapped { disk, notes: self.notes, height: self.height })
+    }
+
+    /// A device of a thin pool.
+    fn thin(&mut self, volume: &Logical, pool: &str, device: u64, origin: Option<&str>, depth: usize) -> Result<Map> {
+        let missing =
+            |what: &str, name: &str| Error::corrupt(format!("the {what} {} does not exist", name.escape_debug()));
+        let OpenPool { pool, notes, height } = self.pool(pool, depth)?;
+        self.height = self.height.max(height + 1);
+        for note in notes {
+            self.note(note);
+        }
+        let origin = match origin {
+            Some(name) => {
+                let origin = self.group.find(name).ok_or_else(|| missing("external origin", name))?;
+                Some(self.part(origin, depth)?)
+            }
+            None => None,
+        };
+        // A thin volume has one segment; another one would begin anew on the device.
+        if volume.segments.len() != 1 {
+            return Err(Error::corrupt("a thin volume has more than one segment"));
+        }
+        let length = volume.extents.saturating_mul(self.group.extent_bytes());
+        Ok(Map::Linear { disk: Arc::new(pool.volume(device, length, origin)?), at: 0 })
+    }
+
+    /// The thin pool `name`, opened once.
+    fn pool(&mut self, name: &str, depth: usize) -> Result<OpenPool> {
+        let group = self.group;
+        let known = group.pools.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        if let Some(pool) = known {
+            return Ok(pool);
+        }
+        let missing = |name: &str| Error::corrupt(format!("the thin pool {} does not exist", name.escape_debug()));
+        let volume = group.find(name).ok_or_else(|| missing(name))?;
+        let [Segment { kind: Kind::ThinPool { metadata, data, block_bytes, transaction }, .. }] =
+            volume.segments.as_slice()
+        else {
+            return Err(Error::corrupt(format!("{name} is no thin pool")));
+        };
+        let mut mapper = Mapper::new(group);
+        let metadata = mapper.part(group.find(metadata).ok_or_else(|| missing(metadata))?, depth + 1)?;
+        let data = mapper.part(group.find(data).ok_or_else(|| missing(data))?, depth + 1)?;
+        let pool = Arc::new(Pool::open(metadata, data, *block_bytes)?);
+        if pool.transaction != *transaction {
+            mapper.note(format!("the pool {name} is at transaction {}, LVM at {transaction}", pool.transaction));
+        }
+        if pool.needs_check {
+            mapper.note(format!("the kernel asked for a check of the metadata of the pool {name}"));
+        }
+        let open = OpenPool { pool, notes: mapper.notes, height: mapper.height };
+        group.pools.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), open.clone());
+        Ok(open)
+    }
+
     fn segment(&mut self, volume: &Logical, segment: &'a Segment, length: u64, depth: usize) -> Result<Map> {
         match &segment.kind {
             Kind::Striped { stripe_bytes, stripes } => {
@@ -116,9 +189,19 @@ impl<'a> Mapper<'a> {
                 Ok(Map::Copies(Copies { primary, others: copies.collect(), clean }))
             }
             Kind::Raid1 { legs } => self.raid1(volume, legs, length, depth),
+            Kind::Raid0 { stripe_bytes, legs } => {
+                let each = length / legs.len().max(1) as u64;
+                let place = |(_, data): &(_, String)| Place { volume: data.clone(), extent: 0 };
+                let stripes = legs.iter().map(|leg| self.place(&place(leg), each, depth)).collect::<Result<_>>()?;
+                Ok(Map::Striped { stripe_bytes: *stripe_bytes, stripes })
+            }
+            Kind::Raid { shape, stripe_bytes, legs, .. } => {
+                self.raid(volume, *shape, *stripe_bytes, legs, length, depth)
+            }
             Kind::Zero => Ok(Map::Zero),
             Kind::Error => Ok(Map::Fail("the volume is made to fail here (segment type error)")),
-            kind @ (Kind::Snapshot { .. } | Kind::Other(_)) => {
+            Kind::Thin { pool, device, origin, .. } => self.thin(volume, pool, *device, origin.as_deref(), depth),
+            kind @ (Kind::Snapshot { .. } | Kind::ThinPool { .. } | Kind::Other(_)) => {
                 Err(Error::unsupported(format!("segment type {} of {} is not built yet", kind.name(), volume.name)))
             }
         }
@@ -131,7 +214,7 @@ impl<'a> Mapper<'a> {
             return Err(Error::corrupt(format!("the log {} does not exist", name.escape_debug())));
         };
         let disk = self.part(volume, depth)?;
-        match Clean::read_mirror_log(&disk, region_bytes, length) {
+        match read_mirror_log(&disk, region_bytes, length) {
             Ok(clean) => Ok(clean),
             Err(error) => {
                 self.note(format!("only the first copy is read: the log {name} cannot be: {error}"));
@@ -153,10 +236,10 @@ impl<'a> Mapper<'a> {
             let place = |volume: &str| Place { volume: volume.to_owned(), extent: 0 };
             disks.push(self.place(&place(data), length, depth)?);
             states.push(match state {
-                None => raid1::State::Absent,
+                None => state::State::Absent,
                 Some(state) => {
                     let (disk, _) = self.place(&place(state), 1, depth)?;
-                    raid1::read(&disk)?
+                    state::read(&disk, 1, None)?
                 }
             });
             let has = |flag| self.group.find(data).is_some_and(|volume| volume.has(flag));
@@ -191,6 +274,36 @@ impl<'a> Mapper<'a> {
             others: choice.others.into_iter().filter_map(disk).collect(),
             clean: Clean::Below(choice.synchronised),
         }))
+    }
+
+    /// An array with parity or striped copies.
+    fn raid(
+        &mut self,
+        volume: &Logical,
+        shape: raid::Shape,
+        stripe_bytes: u64,
+        legs: &'a [(Option<String>, String)],
+        length: u64,
+        depth: usize,
+    ) -> Result<Map> {
+        let each = shape.member_bytes(length, legs.len()).filter(|each| *each > 0);
+        let each = each.ok_or_else(|| Error::corrupt(format!("{} members are too few", legs.len())))?;
+        let mut members = Vec::with_capacity(legs.len());
+        for (state, data) in legs {
+            let place = |volume: &str| Place { volume: volume.to_owned(), extent: 0 };
+            let state = state.as_ref().map(|state| self.place(&place(state), 1, depth)).transpose()?;
+            members.push(raid::Leg {
+                name: data.clone(),
+                data: self.place(&place(data), each, depth)?,
+                state: state.map(|(disk, _)| disk),
+                is_rebuilding: self.group.find(data).is_some_and(|volume| volume.has("REBUILD")),
+            });
+        }
+        let (array, notes) = raid::open(shape, stripe_bytes, length, members)?;
+        for note in notes {
+            self.note(format!("{}: {note}", volume.name));
+        }
+        Ok(Map::Linear { disk: Arc::new(array), at: 0 })
     }
 
     /// The disk of a physical or logical volume, and where on it `length` bytes from the place's extent on are.

@@ -2,6 +2,7 @@
 //!
 //! Nothing is looked up here; that names exist and lengths fit is checked when a volume is opened.
 
+use super::raid::Shape;
 use super::text::{Section, Value};
 use firn_disk::{Error, Result};
 
@@ -83,10 +84,18 @@ pub(super) enum Kind {
     Mirror { region_bytes: u64, log: Option<String>, moved: Option<u64>, legs: Vec<Place> },
     /// Copies, each with a volume for its state where there is one.
     Raid1 { legs: Vec<(Option<String>, String)> },
+    /// Chunks in stripes over data volumes alone; each may have one for its state, which is not needed.
+    Raid0 { stripe_bytes: u64, legs: Vec<(Option<String>, String)> },
+    /// Stripes with parity, or with copies, by the name of the segment type.
+    Raid { name: String, shape: Shape, stripe_bytes: u64, legs: Vec<(Option<String>, String)> },
     /// Zeros.
     Zero,
     /// Fails by intention.
     Error,
+    /// The pool that thin volumes are in: its metadata and data volumes, and how often LVM2 changed it.
+    ThinPool { metadata: String, data: String, block_bytes: u64, transaction: u64 },
+    /// A device of a pool. What it does not map is that of `origin`, when it has an external one.
+    Thin { pool: String, device: u64, origin: Option<String>, merging_into: Option<String> },
     /// Not a mapping of its own: says that `store` holds what `origin` was before it changed. While it merges,
     /// the origin reads as a mix of both.
     Snapshot { origin: String, store: String, is_merging: bool },
@@ -102,6 +111,10 @@ impl Kind {
             Self::Striped { .. } => "striped",
             Self::Mirror { .. } => "mirror",
             Self::Raid1 { .. } => "raid1",
+            Self::Raid0 { .. } => "raid0",
+            Self::Raid { name, .. } => name,
+            Self::ThinPool { .. } => "thin-pool",
+            Self::Thin { .. } => "thin",
             Self::Zero => "zero",
             Self::Error => "error",
             Self::Snapshot { .. } => "snapshot",
@@ -215,13 +228,16 @@ impl Segment {
         let kind = match section.text("type").unwrap_or("striped") {
             "striped" | "linear" => striped(section, count)?,
             "mirror" => mirror(section)?,
-            "raid1" => raid1(section)?,
+            "raid1" => Kind::Raid1 { legs: legs(section)? },
+            "raid0" | "raid0_meta" => raid0(section, count)?,
+            "thin-pool" => thin_pool(section)?,
+            "thin" => thin(section)?,
             "zero" => Kind::Zero,
             "error" => Kind::Error,
             "snapshot" => snapshot(section)?,
             other => {
                 check_name(other)?;
-                Kind::Other(other.to_owned())
+                raid(other, section)?.unwrap_or_else(|| Kind::Other(other.to_owned()))
             }
         };
         Ok(Self { first, count, kind })
@@ -265,7 +281,7 @@ fn places(section: &Section, name: &str, count: u64) -> Result<Vec<Place>> {
 }
 
 /// The list `raids`: state, data, state, data…, or data alone, told apart by name as LVM2 does.
-fn raid1(section: &Section) -> Result<Kind> {
+fn legs(section: &Section) -> Result<Vec<(Option<String>, String)>> {
     let mut legs = Vec::new();
     let mut state = None;
     for name in section.texts("raids") {
@@ -279,7 +295,47 @@ fn raid1(section: &Section) -> Result<Kind> {
     if legs.is_empty() || legs.len() > MAX_AREAS || legs.len() as u64 != count || state.is_some() {
         return Err(corrupt(format!("raids lists {} legs instead of {count}", legs.len())));
     }
-    Ok(Kind::Raid1 { legs })
+    Ok(legs)
+}
+
+fn raid0(section: &Section, count: u64) -> Result<Kind> {
+    let legs = legs(section)?;
+    let stripe_bytes = section.number("stripe_size")?.unwrap_or(0).saturating_mul(SECTOR);
+    if stripe_bytes == 0 || !count.is_multiple_of(legs.len() as u64) {
+        return Err(corrupt(format!("{count} extents in {} stripes of {stripe_bytes} bytes", legs.len())));
+    }
+    Ok(Kind::Raid0 { stripe_bytes, legs })
+}
+
+/// A segment of one of the other raid types; `None` when it is of none.
+fn raid(name: &str, section: &Section) -> Result<Option<Kind>> {
+    let copies = section.number("data_copies")?.unwrap_or(2).clamp(1, 255);
+    let Some(shape) = Shape::of(name, u32::try_from(copies).unwrap_or(1)) else { return Ok(None) };
+    let stripe_bytes = section.require("stripe_size")?.saturating_mul(SECTOR);
+    Ok(Some(Kind::Raid { name: name.to_owned(), shape, stripe_bytes, legs: legs(section)? }))
+}
+
+/// The name of another volume that must be there.
+fn name_of(section: &Section, name: &str) -> Result<String> {
+    section.text(name).map(str::to_owned).ok_or_else(|| corrupt(format!("{name} is missing")))
+}
+
+fn thin_pool(section: &Section) -> Result<Kind> {
+    Ok(Kind::ThinPool {
+        metadata: name_of(section, "metadata")?,
+        data: name_of(section, "pool")?,
+        block_bytes: section.require("chunk_size")?.saturating_mul(SECTOR),
+        transaction: section.require("transaction_id")?,
+    })
+}
+
+fn thin(section: &Section) -> Result<Kind> {
+    Ok(Kind::Thin {
+        pool: name_of(section, "thin_pool")?,
+        device: section.require("device_id")?,
+        origin: section.text("external_origin").map(str::to_owned),
+        merging_into: section.text("merge").map(str::to_owned),
+    })
 }
 
 fn snapshot(section: &Section) -> Result<Kind> {
