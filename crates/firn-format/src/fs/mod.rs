@@ -3,6 +3,7 @@
 pub mod ext;
 mod open;
 pub mod probe;
+pub mod xfs;
 
 pub use open::{OpenOptions, open, replayed};
 

@@ -1,0 +1,15 @@
+//! XFS against the kernel's own mount.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../ext/load.rs"]
+mod load;
+#[path = "../ext/populate.rs"]
+mod populate;
+#[path = "../support/walker.rs"]
+mod walker;
+
+mod clean;
+mod dirty;
+mod grow;
+mod image;
