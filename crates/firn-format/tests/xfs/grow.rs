@@ -68,6 +68,8 @@ pub fn many_attributes(root: &Path) {
 
 /// A folder of every form, and one that was large and is small.
 pub fn folders(root: &Path) {
+    let root = root.join("folders");
+    fs::create_dir(&root).unwrap();
     for (name, count, left) in
         [("short", 3, 3), ("block", 40, 40), ("leaf", 300, 300), ("node", 6000, 6000), ("shrunk", 6000, 2)]
     {

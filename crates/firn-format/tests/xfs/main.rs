@@ -9,6 +9,7 @@ mod populate;
 #[path = "../support/walker.rs"]
 mod walker;
 
+mod churn;
 mod clean;
 mod dirty;
 mod grow;

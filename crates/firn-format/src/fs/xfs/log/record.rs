@@ -96,7 +96,7 @@ impl Log {
         let whole = Record::new(&bytes, STRUCTURE, at % self.units * UNIT);
         let packed = whole.slice(headers, length)?;
         // Records that mkfs makes have none.
-        if header.crc != 0 && !HEADER_SIZES.iter().any(|size| sum(&bytes, *size, headers, packed) == header.crc) {
+        if header.crc != 0 && !HEADER_SIZES.iter().any(|size| sum(&bytes, *size, packed) == header.crc) {
             return Err(self.corrupt(at, "a record whose checksum is wrong"));
         }
         let mut data = packed.to_vec();
@@ -133,13 +133,15 @@ impl Log {
     }
 }
 
-/// The checksum of a record: of its headers with the field itself zero, and of what follows them.
-fn sum(bytes: &[u8], header_size: usize, headers: usize, packed: &[u8]) -> u32 {
+/// The checksum of a record: of its headers with the field itself zero, but for those that it is too short to need, and
+/// of what follows them.
+fn sum(bytes: &[u8], header_size: usize, packed: &[u8]) -> u32 {
+    let needed = packed.len().div_ceil(usize::try_from(HEADER_COVERS).unwrap_or(usize::MAX));
     let part = |range: std::ops::Range<usize>| bytes.get(range).unwrap_or(&[]);
     let mut crc = crc32c::crc32c(part(0..32));
     crc = crc32c::crc32c_append(crc, &[0; 4]);
     crc = crc32c::crc32c_append(crc, part(36..header_size));
-    for at in (512..headers).step_by(512) {
+    for at in (1..needed).map(|index| index * 512) {
         crc = crc32c::crc32c_append(crc, part(at..at + MORE_HEADER_SIZE));
     }
     crc32c::crc32c_append(crc, packed)
