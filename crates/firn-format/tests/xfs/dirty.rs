@@ -12,6 +12,7 @@ use firn_disk::{FileDisk, SharedDisk};
 use firn_format::fs::FileTree;
 use firn_format::fs::xfs::{Xfs, XfsOptions};
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -114,11 +115,15 @@ fn load(root: &Path, seed: u64, stop: &AtomicBool) {
 pub fn cut(arena: &Arena, recipe: &Recipe<'_>, seed: u64, cuts: u32) -> Vec<PathBuf> {
     let image = arena.path("image");
     recipe.make(&image);
+    let has_small_log = recipe.mkfs.iter().any(|option| option.starts_with("size=") && option.ends_with('m'));
     let mount = Mount::new(&image, None, &arena.mount_point(), recipe.mount);
     let stop = AtomicBool::new(false);
     let mut random = firn_disk::testing::Random::new(seed);
     std::thread::scope(|scope| {
         scope.spawn(|| load(mount.path(), seed, &stop));
+        if has_small_log {
+            wait_until_wrapped(&image);
+        }
         let cuts = (0..cuts)
             .map(|number| {
                 std::thread::sleep(Duration::from_millis(60 + random.below(500)));
@@ -128,6 +133,26 @@ pub fn cut(arena: &Arena, recipe: &Recipe<'_>, seed: u64, cuts: u32) -> Vec<Path
         stop.store(true, Ordering::Relaxed);
         cuts
     })
+}
+
+/// Waits until the log was written to its end once, so that it goes on at its beginning.
+fn wait_until_wrapped(image: &Path) {
+    let file = File::open(image).unwrap();
+    let mut head = [0; 512];
+    file.read_exact_at(&mut head, 0).unwrap();
+    let word = |at: usize| u64::from(u32::from_be_bytes(head[at..at + 4].try_into().unwrap()));
+    let start = word(52);
+    let (group, within) = (start >> head[124], start & ((1 << head[124]) - 1));
+    let end = (group * word(84) + within + word(96)) * word(4);
+    for _ in 0..3000 {
+        let mut last = [0; 4];
+        file.read_exact_at(&mut last, end - 512).unwrap();
+        if last != [0; 4] {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("the log was not written to its end in a minute");
 }
 
 fn open(image: &Path, log: Option<&Path>, replay: bool) -> firn_disk::Result<Arc<Xfs>> {

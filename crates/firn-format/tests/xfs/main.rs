@@ -14,3 +14,5 @@ mod clean;
 mod dirty;
 mod grow;
 mod image;
+mod mutate;
+mod odd;

@@ -1,7 +1,7 @@
 //! What mounting would do first: look at the log and replay it.
 
 use super::XfsOptions;
-use super::log::{Finished, Log, State};
+use super::log::{Finished, Log};
 use super::superblock::Superblock;
 use super::volume::Volume;
 use firn_disk::{Error, ErrorKind, Result, SharedDisk};
@@ -31,7 +31,10 @@ pub(super) fn recover(disk: SharedDisk, options: &XfsOptions) -> Result<Recovere
         }
         Err(error) => return Err(hinted(error)),
     };
-    let State::Dirty(range) = state else {
+    if state.is_torn {
+        notes.push("the last records of the log were not written whole, and are left out".into());
+    }
+    let Some(span) = state.span else {
         notes.insert(0, "log clean".into());
         return Ok(Recovered { volume: unchanged(disk, superblock), notes, is_clean: true });
     };
@@ -40,7 +43,7 @@ pub(super) fn recover(disk: SharedDisk, options: &XfsOptions) -> Result<Recovere
         return Ok(Recovered { volume: unchanged(disk, superblock), notes, is_clean: false });
     }
     superblock.features.check_replay().map_err(hinted)?;
-    let replayed = log.replay(&disk, &superblock, range).map_err(hinted)?;
+    let replayed = log.replay(&disk, &superblock, span).map_err(hinted)?;
     notes.insert(0, replayed.note());
     Ok(Recovered { volume: replayed.volume, notes, is_clean: false })
 }

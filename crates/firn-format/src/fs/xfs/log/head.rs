@@ -31,22 +31,24 @@ struct Last {
 impl Log {
     /// What is to be replayed.
     pub fn state(&self) -> Result<State> {
-        let Some(head) = self.find_head()? else { return Ok(State::Clean) };
+        let clean = State { span: None, is_torn: false };
+        let Some(head) = self.find_head()? else { return Ok(clean) };
         let last = self.last_record(head, head)?;
         if self.is_unmount(&last, head)? {
-            return Ok(State::Clean);
+            return Ok(clean);
         }
-        let (head, last, is_moved) = self.checked_head(head, last)?;
-        if is_moved && self.is_unmount(&last, head)? {
-            return Ok(State::Clean);
+        let (head, last, is_torn) = self.checked_head(head, last)?;
+        if is_torn && self.is_unmount(&last, head)? {
+            return Ok(State { span: None, is_torn });
         }
         if last.header.tail() >= self.units {
             return Err(self.corrupt(last.at, format!("a tail at {}", last.header.tail())));
         }
         if last.header.tail() == head {
-            return Ok(State::Clean);
+            return Ok(State { span: None, is_torn });
         }
-        Ok(State::Dirty(self.checked_tail(Span { tail: last.header.tail(), head })?))
+        let span = self.checked_tail(Span { tail: last.header.tail(), head })?;
+        Ok(State { span: Some(span), is_torn })
     }
 
     /// Units from `from` on up to `to`.

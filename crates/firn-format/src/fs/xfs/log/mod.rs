@@ -49,11 +49,11 @@ const CACHE_BLOCK: usize = 64 << 10;
 
 /// What a log says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
-    /// Nothing to replay.
-    Clean,
-    /// These units are to be replayed.
-    Dirty(Span),
+pub(super) struct State {
+    /// The units that are to be replayed; `None` when the log is clean.
+    pub span: Option<Span>,
+    /// Whether the last records did not come to the disk whole and are left out.
+    pub is_torn: bool,
 }
 
 /// A log on its disk.
