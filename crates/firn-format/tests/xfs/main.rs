@@ -16,3 +16,4 @@ mod grow;
 mod image;
 mod mutate;
 mod odd;
+mod v4;

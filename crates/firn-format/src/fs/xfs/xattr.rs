@@ -33,6 +33,8 @@ const REMOTE_HEADER: usize = 56;
 const MAX_VALUE: u32 = 1 << 16;
 /// All attributes of an inode together, in bytes; `listxattr` ends at 64 KiB of names.
 const MAX_BYTES: usize = 64 << 20;
+/// Leaves of an inode; there can be many parent pointers.
+const MAX_LEAVES: u64 = 1 << 18;
 
 const LOCAL: u8 = 0x1;
 pub(super) const ROOT: u8 = 0x2;
@@ -130,7 +132,7 @@ fn read_leaves(volume: &Volume, inode: &Inode) -> Result<Vec<Stored>> {
     }
     let (mut found, mut bytes) = (Vec::new(), 0);
     // A leaf takes a block of the inode, so there are not more leaves than blocks.
-    for _ in 0..inode.blocks {
+    for _ in 0..inode.blocks.min(MAX_LEAVES) {
         if !LEAF_MAGIC.contains(&block.magic) {
             return Err(block.record().corrupt(8, "no leaf of attributes"));
         }
@@ -156,7 +158,7 @@ fn read_leaf(
     for index in 0..leaf.entries {
         let entry = first + index * 8;
         let (at, flags) = (usize::from(record.be_u16(entry + 4)?), record.u8(entry + 6)?);
-        if flags & INCOMPLETE != 0 {
+        if flags & (INCOMPLETE | PARENT) != 0 {
             continue;
         }
         let (name, value) = if flags & LOCAL != 0 {

@@ -159,21 +159,7 @@ fn apply(volume: &mut Volume, remap: &Remap) -> Result<()> {
     let inode = volume.inode(remap.inode)?;
     let before = all_runs(volume, &inode, Fork::Data, MAX_EXTENTS)?;
     let (start, end) = (remap.run.start, remap.run.end());
-    let (mut runs, mut removed) = (Vec::with_capacity(before.len() + 2), 0);
-    for run in before {
-        let (from, to) = (run.start.max(start), run.end().min(end));
-        if from >= to {
-            runs.push(run);
-            continue;
-        }
-        removed += to - from;
-        if run.start < from {
-            runs.push(Run { length: from - run.start, ..run });
-        }
-        if to < run.end() {
-            runs.push(run.from(to));
-        }
-    }
+    let (mut runs, removed) = without(before, start, end);
     let blocks = match remap.flags & 0xFF {
         MAP if removed > 0 => {
             return Err(Error::corrupt(format!("blocks {start}..{end} are to be mapped and are already"))
@@ -193,4 +179,94 @@ fn apply(volume: &mut Volume, remap: &Remap) -> Result<()> {
     let changed = ChangedMap { runs: runs.into(), blocks, size: inode.size };
     volume.finished.maps.insert(inode.number, changed);
     Ok(())
+}
+
+/// What is left of a map without `start..end`, and how many blocks that had.
+fn without(before: Vec<Run>, start: u64, end: u64) -> (Vec<Run>, u64) {
+    let (mut runs, mut removed) = (Vec::with_capacity(before.len() + 2), 0);
+    for run in before {
+        let (from, to) = (run.start.max(start), run.end().min(end));
+        if from >= to {
+            runs.push(run);
+            continue;
+        }
+        removed += to - from;
+        if run.start < from {
+            runs.push(Run { length: from - run.start, ..run });
+        }
+        if to < run.end() {
+            runs.push(run.from(to));
+        }
+    }
+    (runs, removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(kind: u16, id: u64, more: &[&[u8]]) -> Item {
+        let form = [&kind.to_le_bytes()[..], &[1, 0], &1_u32.to_le_bytes(), &id.to_le_bytes(), more[0]].concat();
+        let regions = std::iter::once(form).chain(more[1..].iter().map(|region| region.to_vec())).collect();
+        Item::whole(regions)
+    }
+
+    fn remap_item(id: u64, flags: u32) -> Item {
+        let extent = [131_u64.to_le_bytes(), 77_u64.to_le_bytes(), 5_u64.to_le_bytes()].concat();
+        item(EXTENTS, id, &[&[&extent[..], &3_u32.to_le_bytes(), &flags.to_le_bytes()].concat()])
+    }
+
+    #[test]
+    fn what_is_done_is_not_done_again() {
+        let mut intents = Intents::default();
+        assert!(intents.add(EXTENTS, &remap_item(1, UNMAP)).unwrap());
+        assert!(intents.add(EXTENTS, &remap_item(2, MAP | UNWRITTEN)).unwrap());
+        // The same number of another kind, and one that was begun before the tail.
+        assert!(intents.add(0x1247, &item(0x1247, 2, &[&[]])).unwrap());
+        assert!(intents.add(0x1245, &item(0x1245, 1, &[&[]])).unwrap());
+        assert!(intents.add(0x1245, &item(0x1245, 9, &[&[]])).unwrap());
+        assert!(!intents.add(0x1236, &item(0x1236, 1, &[&[]])).unwrap());
+        let left: Vec<_> = intents.begun.into_values().collect();
+        let [(EXTENTS, 2, Intent::Extents(remaps))] = left.as_slice() else { panic!("{left:?}") };
+        let run = Run { start: 5, length: 3, kind: RunKind::Unwritten(77) };
+        assert_eq!((remaps[0].inode, remaps[0].run, remaps[0].flags & 0xFF), (131, run, MAP));
+    }
+
+    #[test]
+    fn attributes_that_were_begun_are_kept_with_their_values() {
+        let form = |operation: u32, filter: u32| {
+            [
+                &131_u64.to_le_bytes()[..],
+                &operation.to_le_bytes(),
+                &3_u32.to_le_bytes(),
+                &5_u32.to_le_bytes(),
+                &filter.to_le_bytes(),
+            ]
+            .concat()
+        };
+        let mut intents = Intents::default();
+        for (id, operation) in [(1, 1), (2, 2), (3, 4)] {
+            let item = item(ATTRIBUTE, id, &[&form(operation, 2), b"abc\0", b"value\0\0\0"]);
+            assert!(intents.add(ATTRIBUTE, &item).unwrap());
+        }
+        let left: Vec<_> = intents.begun.values().map(|(_, _, intent)| intent).collect();
+        let change = |value| AttributeChange { namespace: xattr::ROOT, name: b"abc".to_vec(), value };
+        let [Intent::Attribute { inode: 131, change: set }, Intent::Attribute { change: removed, .. }, Intent::Parent] =
+            left.as_slice()
+        else {
+            panic!("{left:?}")
+        };
+        assert_eq!((set, removed), (&change(Some(b"value".to_vec())), &change(None)));
+        let cut_off = item(ATTRIBUTE, 4, &[&form(1, 0), b"ab"]);
+        assert!(intents.add(ATTRIBUTE, &cut_off).is_err());
+    }
+
+    #[test]
+    fn a_range_is_taken_out_of_a_map() {
+        let run = |start, length, block| Run { start, length, kind: RunKind::Data(block) };
+        let (runs, removed) = without(vec![run(0, 4, 100), run(4, 10, 200), run(20, 5, 300)], 2, 22);
+        assert_eq!((runs, removed), (vec![run(0, 2, 100), run(22, 3, 302)], 14));
+        let (runs, removed) = without(vec![run(0, 10, 100)], 3, 5);
+        assert_eq!((runs, removed), (vec![run(0, 3, 100), run(5, 5, 105)], 2));
+    }
 }

@@ -30,6 +30,12 @@ pub(super) struct Item {
 }
 
 impl Item {
+    /// An item with all its regions.
+    #[cfg(test)]
+    pub fn whole(regions: Vec<Vec<u8>>) -> Self {
+        Self { total: u16::try_from(regions.len()).unwrap_or(u16::MAX), regions }
+    }
+
     /// A region, to be read with checked bounds.
     pub fn region(&self, index: usize) -> Result<Record<'_>> {
         match self.regions.get(index) {
