@@ -1,5 +1,5 @@
-//! A write load for what XFS logs in forms of its own: chunks of inodes, folders that grow and shrink through all forms,
-//! maps that become trees, shared extents, and attributes in leaves. From a seed.
+//! A write load for what XFS logs in forms of its own: chunks of inodes, folders that grow and shrink through all
+//! forms, maps that become trees, shared extents, and attributes in leaves. From a seed.
 
 #![allow(clippy::cast_possible_truncation)]
 

@@ -1,7 +1,7 @@
 //! Version 4, which not every kernel mounts any more.
 //!
-//! The images were made by `lab/make-xfs-v4.py` in a guest (Linux 6.1, xfsprogs 6.1): file systems that were shut down in
-//! the middle of changes, and lists of what the guest's own recovery made of them.
+//! The images were made by `lab/make-xfs-v4.py` in a guest (Linux 6.1, xfsprogs 6.1): file systems that were shut down
+//! in the middle of changes, and lists of what the guest's own recovery made of them.
 
 use firn_disk::{MemDisk, SharedDisk};
 use firn_format::fs::{FileTree, FileType, OpenOptions, Stat};
@@ -101,7 +101,8 @@ fn check(name: &str) {
     let facts = tree.facts();
     assert!(facts.features.contains(&"v4".to_string()) && facts.health.starts_with("replayed"), "{facts:?}");
     let expected = String::from_utf8(data(&format!("{name}.list.zst"))).unwrap();
-    // The guest's kernel freed what was reserved behind the end of a file when the file had been read by its other name.
+    // The guest's kernel freed what was reserved behind the end of a file when the file had been read by its other
+    // name.
     let without_reserved = |line: &str| {
         let is_second = line.starts_with("/short/hard\t");
         let fields = line.split('\t').enumerate().filter(|(index, _)| !is_second || *index != 6);

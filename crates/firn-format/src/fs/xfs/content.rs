@@ -102,8 +102,8 @@ const MAX_TARGET: u64 = 1024;
 
 /// The target of a symlink.
 ///
-/// In version 5 every extent of a long one begins with: magic (4), where in the target it belongs (4), bytes (4), crc32c
-/// (4), uuid (16), owner (8), place (8), lsn (8).
+/// In version 5 every extent of a long one begins with: magic (4), where in the target it belongs (4), bytes (4),
+/// crc32c (4), uuid (16), owner (8), place (8), lsn (8).
 pub(super) fn read_target(volume: &Volume, inode: &Inode) -> Result<Vec<u8>> {
     if inode.size > MAX_TARGET || inode.size == 0 {
         return Err(inode.corrupt(format!("a symbolic link of {} bytes", inode.size)));

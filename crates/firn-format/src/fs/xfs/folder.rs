@@ -1,16 +1,18 @@
 //! Folders: names within the inode, or in blocks.
 //!
 //! ```text
-//! short  entries (1), of them with 8-byte inodes (1), parent (4 or 8);  length (1), place (2), name, type (1), inode (4 or 8)
+//! short  entries (1), of them with 8-byte inodes (1), parent (4 or 8);
+//!        then length (1), place (2), name, type (1), inode (4 or 8)
 //! block  "XDB3" (one block in all) or "XDD3" (4), its stamp (44), free space (3 x 4), 0 (4);  then entries
 //! entry  inode (8), length (1), name, type (1), its own place (2), to a multiple of 8
 //! unused 0xFFFF (2), length (2), ..., its own place (2)
 //! ```
 //!
-//! Version 4 has "XD2B" and "XD2D" with no stamp, and types only with `ftype`. A block of a folder can be larger than one
-//! of the file system, and its parts need not be next to each other. Blocks from 32 GiB on are the index of names.
+//! Version 4 has "XD2B" and "XD2D" with no stamp, and types only with `ftype`. A block of a folder can be larger than
+//! one of the file system, and its parts need not be next to each other. Blocks from 32 GiB on are the index of names.
 //!
-//! Source: the kernel's `fs/xfs/libxfs/xfs_da_format.h`, `fs/xfs/libxfs/xfs_dir2_data.c`, `fs/xfs/libxfs/xfs_dir2_sf.c`.
+//! Source: the kernel's `fs/xfs/libxfs/xfs_da_format.h`, `fs/xfs/libxfs/xfs_dir2_data.c`,
+//! `fs/xfs/libxfs/xfs_dir2_sf.c`.
 
 use super::checksum;
 use super::inode::{Fork, Format, Inode};

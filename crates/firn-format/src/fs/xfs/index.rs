@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! one block  behind its entries: hash (4), place / 8 (4), sorted by hash; entries (4), unused ones (4)
-//! leaf       siblings (4 + 4), magic (2), 0 (2), in version 5 its stamp (44), entries (2), unused ones (2), in version 5
-//!            0 (4); then hash and place as above
+//! leaf       siblings (4 + 4), magic (2), 0 (2), in version 5 its stamp (44), entries (2), unused ones (2), in
+//!            version 5 0 (4); then hash and place as above
 //! node       the same header, entries (2), level (2), in version 5 0 (4); then last hash (4), block (4) of each child
 //! ```
 //!

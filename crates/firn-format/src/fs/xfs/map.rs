@@ -3,12 +3,13 @@
 //! ```text
 //! extent  128 bits, big-endian: unwritten (1), first block in the file (54), first block on disk (52), length (21)
 //! root    level (2), entries (2); then room for first blocks (8 each), then for children (8 each)
-//! node    "BMA3" or "BMAP" (4), level (2), entries (2), siblings (8 + 8), in version 5 its stamp (48); then as the root
+//! node    "BMA3" or "BMAP" (4), level (2), entries (2), siblings (8 + 8), in version 5 its stamp (48);
+//!         then as the root
 //! leaf    the same header, level 0, then extents
 //! ```
 //!
-//! A child is one level lower than its parent, so a loop cannot be built. A tree is read leaf by leaf as it is needed, so
-//! that a file of millions of pieces costs no memory.
+//! A child is one level lower than its parent, so a loop cannot be built. A tree is read leaf by leaf as it is needed,
+//! so that a file of millions of pieces costs no memory.
 //!
 //! Source: the kernel's `fs/xfs/libxfs/xfs_bmap_btree.c`, `fs/xfs/libxfs/xfs_format.h` (`struct xfs_bmbt_rec`).
 

@@ -5,13 +5,13 @@
 //! superblock | free space | inodes | free list | trees, inodes, folders, files | the log (in the middle of one group)
 //! ```
 //!
-//! What is read: versions 4 and 5 with every feature that the kernel of 2025 writes, but those named below; in version 5
-//! with every checksum, and with the owner, the place and the UUID that blocks carry. What is refused: version 1 folders,
-//! `metadir` and `zoned` file systems, unknown incompatible features, those marked `needsrepair`, and file by file what
-//! is on a realtime device or contradicts itself. In file systems that ignore the case of ASCII letters,
+//! What is read: versions 4 and 5 with every feature that the kernel of 2025 writes, but those named below; in version
+//! 5 with every checksum, and with the owner, the place and the UUID that blocks carry. What is refused: version 1
+//! folders, `metadir` and `zoned` file systems, unknown incompatible features, those marked `needsrepair`, and file by
+//! file what is on a realtime device or contradicts itself. In file systems that ignore the case of ASCII letters,
 //! [`FileTree::lookup`](crate::fs::FileTree::lookup) finds exact names only.
 //!
-//! The log is replayed as the kernel does when it mounts: see [`log`]. What only the kernel needs (free space, reverse
+//! The log is replayed as the kernel does when it mounts: see `log`. What only the kernel needs (free space, reverse
 //! maps, reference counts, quotas) is not finished, so that a replayed disk cannot be written out.
 
 mod acl;
@@ -73,8 +73,8 @@ impl fmt::Debug for Xfs {
 impl Xfs {
     /// Opens the file system that begins at byte 0 of `disk`.
     ///
-    /// A log that is not clean is replayed in memory, unless `options` say otherwise: files and folders are then as they
-    /// would be after mounting. The disk is only read.
+    /// A log that is not clean is replayed in memory, unless `options` say otherwise: files and folders are then as
+    /// they would be after mounting. The disk is only read.
     ///
     /// # Errors
     /// `Corrupt` when there is no file system, or its superblock or log is damaged; `Unsupported` by the name of a

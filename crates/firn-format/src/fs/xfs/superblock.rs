@@ -10,8 +10,8 @@
 //!
 //! Every allocation group begins with a copy; they are only written when the file system grows.
 //!
-//! An inode's number is group, block in the group and place in the block, each of as many bits as the superblock says; a
-//! block's number is group and block in the group.
+//! An inode's number is group, block in the group and place in the block, each of as many bits as the superblock says;
+//! a block's number is group and block in the group.
 //!
 //! Source: the kernel's `fs/xfs/libxfs/xfs_format.h`, `fs/xfs/libxfs/xfs_sb.c` (`xfs_validate_sb_common`).
 

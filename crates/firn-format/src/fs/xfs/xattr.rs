@@ -6,8 +6,8 @@
 //!         version 5 0 (4);  then hash (4), place (2), flags (1), 0 (1)
 //! local   length of the value (2), of the name (1), name, value
 //! remote  block of the value (4), its length (4), length of the name (1), name
-//! value   in version 5 each block: "XARM" (4), where it belongs (4), bytes (4), crc32c (4), uuid (16), owner (8), place (8),
-//!         lsn (8); in version 4 nothing but bytes
+//! value   in version 5 each block: "XARM" (4), where it belongs (4), bytes (4), crc32c (4), uuid (16), owner (8),
+//!         place (8), lsn (8); in version 4 nothing but bytes
 //! ```
 //!
 //! Access lists are kept as `trusted.SGI_ACL_FILE` and `trusted.SGI_ACL_DEFAULT` and are given as what they are. Linux

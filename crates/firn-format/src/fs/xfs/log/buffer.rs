@@ -1,8 +1,8 @@
 //! Buffers in the log: pieces of 128 bytes of a block, and how new a block on the disk is.
 //!
 //! ```text
-//! form  type (2), regions (2), flags (2), length / 512 (2), place / 512 (8), words of the map (4), the map: a bit for each
-//!       piece that follows; neighbours share a region
+//! form  type (2), regions (2), flags (2), length / 512 (2), place / 512 (8), words of the map (4), the map: a bit for
+//!       each piece that follows; neighbours share a region
 //! ```
 //!
 //! Source: the kernel's `fs/xfs/xfs_buf_item_recover.c` (`xlog_recover_get_buf_lsn`, `xlog_recover_do_reg_buffer`).

@@ -134,8 +134,8 @@ impl Log {
         Ok(self.find_cycle(0, head, stop)?.unwrap_or(head))
     }
 
-    /// `last`, or the start of the record that it is in the middle of; `None` when there is no record between unit 0 and
-    /// it. `extra` units behind the end of the log belong to that record too.
+    /// `last`, or the start of the record that it is in the middle of; `None` when there is no record between unit 0
+    /// and it. `extra` units behind the end of the log belong to that record too.
     fn end_of_record(&self, start: u64, last: u64, extra: u64) -> Result<Option<u64>> {
         let Some((at, header)) = self.headers_before(start, last)?.next().transpose()? else {
             return if start == 0 { Ok(None) } else { Err(self.corrupt(last, "no record before the head")) };

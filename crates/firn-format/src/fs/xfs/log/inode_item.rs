@@ -1,10 +1,12 @@
 //! Inodes in the log: the fields in the order of the machine, and forks as they are in memory.
 //!
 //! ```text
-//! form   type (2), regions (2), what is logged (4), bytes of attributes (2), of data (2), 0 (4), inode (8), device (16),
-//!        place of its buffer / 512 (8), length (4), place in it (4); 4 bytes less from machines of 32 bits
+//! form   type (2), regions (2), what is logged (4), bytes of attributes (2), of data (2), 0 (4), inode (8),
+//!        device (16), place of its buffer / 512 (8), length (4), place in it (4); 4 bytes less from
+//!        machines of 32 bits
 //! then   the fields; the data fork if it is logged; the attribute fork if it is logged
-//! chunk  type (2), regions (2), group (4), block (4), inodes (4), their size (4), blocks (4), generation (4); big-endian
+//! chunk  type (2), regions (2), group (4), block (4), inodes (4), their size (4), blocks (4), generation (4);
+//!        big-endian
 //! ```
 //!
 //! A fork that is a B+tree is logged as a block of the tree with its header, and stands in the inode without.
@@ -29,8 +31,8 @@ mod logged {
     pub const ATTRIBUTES_ROOT: u32 = 0x100;
 }
 
-/// The fields of both versions as offset and width. The first of what nrext64 uses otherwise, the next unlinked inode, the
-/// checksum and the sequence number are not among them.
+/// The fields of both versions as offset and width. The first of what nrext64 uses otherwise, the next unlinked inode,
+/// the checksum and the sequence number are not among them.
 const FIELDS: [(usize, usize); 24] = [
     (0, 2),
     (2, 2),

@@ -8,16 +8,17 @@
 //! item    its form first: type (2), regions (2), ...; then the regions that it announces
 //! ```
 //!
-//! A log sequence number is a cycle and a place in the log, in units of 512 bytes. What lies between the tail, which the
-//! last good record names, and the head behind that record is replayed, in the order in which transactions were committed:
+//! A log sequence number is a cycle and a place in the log, in units of 512 bytes. What lies between the tail, which
+//! the last good record names, and the head behind that record is replayed, in the order in which transactions were
+//! committed:
 //!
 //! - buffers, but for those that were freed later, and those whose own sequence number says that they are newer;
 //! - inodes, in the same way; new chunks of inodes;
 //! - what a transaction began and no later one finished: remapped extents and extended attributes are finished here;
 //!   exchanged maps are refused; freed extents, reverse maps and reference counts are nothing that is read.
 //!
-//! Checksums of blocks that were patched are not up to date, and are not looked at. Inodes without a name are left as they
-//! are: no name leads to them.
+//! Checksums of blocks that were patched are not up to date, and are not looked at. Inodes without a name are left as
+//! they are: no name leads to them.
 //!
 //! Source: the kernel's `fs/xfs/libxfs/xfs_log_format.h`, `fs/xfs/xfs_log_recover.c`, `fs/xfs/xfs_buf_item_recover.c`,
 //! `fs/xfs/xfs_inode_item_recover.c`.
