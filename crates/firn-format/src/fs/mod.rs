@@ -4,6 +4,7 @@ pub mod ext;
 mod open;
 pub mod probe;
 mod renew;
+pub mod xfs;
 
 pub use open::{OpenOptions, open, replayed};
 pub(crate) use renew::{refusal as renew_refusal, renew};

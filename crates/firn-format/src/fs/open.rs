@@ -3,6 +3,7 @@
 use super::FileTree;
 use super::ext::{Ext, ExtOptions};
 use super::probe::{self, Class, Signature};
+use super::xfs::{Xfs, XfsOptions};
 use firn_disk::{Error, Result, SharedDisk};
 use std::sync::Arc;
 
@@ -42,6 +43,10 @@ pub fn replayed(disk: &SharedDisk, options: &OpenOptions) -> Result<Option<(Shar
             let ext = Ext::open(disk.clone(), &ext_options(options))?;
             Ok(Some((ext.replayed_disk()?, ext.facts().health)))
         }
+        Some(signature) if is_xfs(&signature) => {
+            let xfs = Xfs::open(disk.clone(), &xfs_options(options))?;
+            Ok(Some((xfs.replayed_disk()?, xfs.facts().health)))
+        }
         _ => Ok(None),
     }
 }
@@ -54,9 +59,20 @@ fn ext_options(options: &OpenOptions) -> ExtOptions {
     ExtOptions { replay: options.replay, external_journal: options.external_journal.clone() }
 }
 
+fn is_xfs(signature: &Signature) -> bool {
+    signature.kind == "xfs"
+}
+
+fn xfs_options(options: &OpenOptions) -> XfsOptions {
+    XfsOptions { replay: options.replay, external_log: options.external_journal.clone() }
+}
+
 fn open_as(signature: &Signature, disk: &SharedDisk, options: &OpenOptions) -> Result<Arc<dyn FileTree>> {
     if is_ext(signature) {
         return Ok(Ext::open(disk.clone(), &ext_options(options))?);
+    }
+    if is_xfs(signature) {
+        return Ok(Xfs::open(disk.clone(), &xfs_options(options))?);
     }
     Err(refusal(signature))
 }
@@ -87,9 +103,9 @@ mod tests {
     fn what_cannot_be_read_is_refused_by_name() {
         let open = |disk| open(&disk, &OpenOptions::default());
         assert!(open(disk_with(0, b"nothing")).unwrap().is_none());
-        let error = open(disk_with(0, b"XFSB")).unwrap_err();
+        let error = open(disk_with(0x1_0040, b"_BHRfS_M")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
-        assert!(error.to_string().contains("xfs"), "{error}");
+        assert!(error.to_string().contains("btrfs"), "{error}");
         assert_eq!(open(disk_with(4096 - 10, b"SWAPSPACE2")).unwrap_err().kind(), ErrorKind::Invalid);
         // A superblock with a magic number and nothing else is damage, not an empty file system.
         assert!(open(disk_with(1024 + 56, &[0x53, 0xEF])).is_err());
