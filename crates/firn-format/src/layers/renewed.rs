@@ -169,7 +169,7 @@ impl Work<'_> {
             LayerKind::PhysicalVolume => lvm::renew(&self.layers.disk(id)?, renaming),
             LayerKind::FileSystem | LayerKind::Swap => fs::renew(&self.layers.disk(id)?, fill),
             LayerKind::Encrypted => Err(fs::renew_refusal(&node.name, probe::Class::Encrypted)),
-            LayerKind::Member => Err(fs::renew_refusal(&node.name, probe::Class::Member)),
+            LayerKind::Member | LayerKind::Array => Err(fs::renew_refusal(&node.name, probe::Class::Member)),
         }
     }
 
