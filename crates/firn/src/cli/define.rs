@@ -28,9 +28,6 @@ pub struct DefineArgs {
     /// At this libvirt, in place of LIBVIRT_DEFAULT_URI or qemu:///system
     #[arg(long, value_name = "URI", requires = "define", help_heading = "As a libvirt domain")]
     connect: Option<String>,
-    /// Give the disks fresh serial numbers and WWNs, too
-    #[arg(long, requires = "define", help_heading = "As a libvirt domain")]
-    new_ids: bool,
 }
 
 impl DefineArgs {
@@ -51,7 +48,8 @@ pub struct Definition {
 }
 
 impl Definition {
-    /// Makes it up for `disks` (names and formats) that will lie in `folder` as `NAME.FORMAT`.
+    /// Makes it up for `disks` (names and formats) that will lie in `folder` as `NAME.FORMAT`, with `new_ids` also with
+    /// serial numbers and WWNs of their own.
     ///
     /// # Errors
     /// `NotFound` where no definition was kept or it does not have these disks; `Exists` where libvirt has a domain of that
@@ -62,6 +60,7 @@ impl Definition {
         folder: &Path,
         disks: &[(String, &'static str)],
         attachments: &[Attachment],
+        new_ids: bool,
     ) -> Result<Self> {
         let kept = |name: &str| attachments.iter().find(|attachment| attachment.name == name);
         let Some(definition) = kept(DEFINITION) else {
@@ -81,7 +80,7 @@ impl Definition {
         random(&mut bytes)?;
         let uuid = Builder::from_random_bytes(bytes).into_uuid().to_string();
         let nvram = kept(NVRAM).map(|_| folder.join(NVRAM));
-        let fresh = Fresh { name, uuid: &uuid, disks: &files, nvram: nvram.as_deref(), new_ids: args.new_ids };
+        let fresh = Fresh { name, uuid: &uuid, disks: &files, nvram: nvram.as_deref(), new_ids };
         let made = libvirt::redefine(xml, &fresh, &mut random)?;
         let connection = args.connect.clone().unwrap_or_else(libvirt::default_connection);
         libvirt::refuse_existing(&connection, name)?;

@@ -38,7 +38,7 @@ const FOLDERS: [&str; 2] = ["boot/loader/entries", "loader/entries"];
 #[derive(Debug, Args)]
 pub struct NewIdsArgs {
     /// Give disks, partitions, volume groups and file systems new identifiers, so that the copy can be attached beside
-    /// its original; journals are replayed for it
+    /// its original; journals are replayed for it. With --define the disks' serial numbers, too
     #[arg(long, help_heading = "New identifiers")]
     new_ids: bool,
     /// Leave the identifiers of this layer as they are: vda3, vg0/data, vg0 (repeatable)

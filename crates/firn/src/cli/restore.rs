@@ -179,7 +179,8 @@ fn definition(args: &RestoreArgs, found: &Found) -> Result<Option<Definition>> {
         _ => return Err(Error::invalid("a domain is given raw or qcow2 disks").hint("choose one of them by --format")),
     };
     let disks: Vec<_> = found.disks.iter().map(|(disk, _)| (disk.clone(), format)).collect();
-    Definition::prepare(&args.define, name, &args.out, &disks, &found.attachments).map(Some)
+    let new_ids = args.new_ids.is_wanted();
+    Definition::prepare(&args.define, name, &args.out, &disks, &found.attachments, new_ids).map(Some)
 }
 
 fn to_stdout(args: &RestoreArgs) -> bool {

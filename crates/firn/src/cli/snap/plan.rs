@@ -31,9 +31,6 @@ impl MachinePlan {
                 );
             }
         }
-        if names.is_empty() {
-            return Err(Error::not_found(format!("{} has no disks that could be taken", request.machine)));
-        }
         Ok(planned)
     }
 
