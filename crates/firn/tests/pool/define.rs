@@ -95,7 +95,7 @@ fn a_restored_machine_runs_beside_the_old_one() {
         firn.fails(code, arguments, parts);
         assert!(!firn.exists("not"));
     };
-    fails(6, &format!("restore web1 not --define web2 --connect {connection}"), &["there is a domain web2 already"]);
+    fails(1, &format!("restore web1 not --define web2 --connect {connection}"), &["there is a domain web2 already"]);
     fails(2, &format!("restore web1 not --define w/2 --connect {connection}"), &["no name for a domain"]);
     fails(2, &format!("restore web1 not --format vmdk --define web4 --connect {connection}"), &["raw or qcow2"]);
     fails(2, &format!("restore web1 - --define web4 --connect {connection}"), &["needs its disks as files"]);
