@@ -100,8 +100,8 @@ fn a_restored_machine_runs_beside_the_old_one() {
     fails(2, &format!("restore web1 not --format vmdk --define web4 --connect {connection}"), &["raw or qcow2"]);
     fails(2, &format!("restore web1 - --define web4 --connect {connection}"), &["needs its disks as files"]);
     fails(2, "restore web1 not --connect qemu:///system", &["--define"]);
-    firn.ok("snap plain a.raw");
-    fails(4, &format!("restore plain not --define web4 --connect {connection}"), &["no domain.xml was kept"]);
     libvirt.virsh(&["destroy", "web1"]);
     libvirt.virsh(&["destroy", "web2"]);
+    firn.ok("snap plain a.raw");
+    fails(4, &format!("restore plain not --define web4 --connect {connection}"), &["no domain.xml was kept"]);
 }
