@@ -194,7 +194,7 @@ mod tests {
         let error = Domain::parse(&xml, &[]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.next_step().unwrap().contains("skip=vdd"), "{error:?}");
-        assert_eq!(Domain::parse(&xml, &["vdx".to_owned()]).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(Domain::parse(&xml, &["vdd".to_owned(), "vdx".to_owned()]).unwrap_err().kind(), ErrorKind::NotFound);
     }
 
     #[test]

@@ -95,13 +95,13 @@ fn a_restored_machine_runs_beside_the_old_one() {
         firn.fails(code, arguments, parts);
         assert!(!firn.exists("not"));
     };
-    fails(6, &format!("restore web1 not --define web2 --connect {connection}"), &["there is a domain web2 already"]);
+    fails(1, &format!("restore web1 not --define web2 --connect {connection}"), &["there is a domain web2 already"]);
     fails(2, &format!("restore web1 not --define w/2 --connect {connection}"), &["no name for a domain"]);
     fails(2, &format!("restore web1 not --format vmdk --define web4 --connect {connection}"), &["raw or qcow2"]);
     fails(2, &format!("restore web1 - --define web4 --connect {connection}"), &["needs its disks as files"]);
     fails(2, "restore web1 not --connect qemu:///system", &["--define"]);
-    firn.ok("snap plain a.raw");
-    fails(4, &format!("restore plain not --define web4 --connect {connection}"), &["no domain.xml was kept"]);
     libvirt.virsh(&["destroy", "web1"]);
     libvirt.virsh(&["destroy", "web2"]);
+    firn.ok("snap plain a.raw");
+    fails(4, &format!("restore plain not --define web4 --connect {connection}"), &["no domain.xml was kept"]);
 }
