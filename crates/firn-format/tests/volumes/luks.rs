@@ -62,6 +62,7 @@ fn what_qemu_encrypted_is_read_in_every_mode() {
         let luks = Luks::read(&disk).unwrap().unwrap();
         let open = luks.unlock(&secret("a passphrase")).and_then(|open| open.disk(&disk));
         let open = open.unwrap_or_else(|error| panic!("{cipher} {mode} {vector} {hash}: {error}"));
+        assert_eq!(open.len(), 1 << 20);
         testing::check_disk(&open, &bytes, 5);
         assert_eq!(luks.unlock(&secret("a passphrasE")).map(drop).unwrap_err().kind(), ErrorKind::Denied);
     }
