@@ -6,5 +6,4 @@
 
 mod luks;
 mod lvm;
-mod md;
 mod support;

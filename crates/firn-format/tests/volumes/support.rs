@@ -40,11 +40,6 @@ pub fn probe(disks: Vec<Vec<u8>>) -> Layers {
     Layers::probe(letters.zip(disks).map(|(letter, bytes)| (format!("vd{letter}"), shared(bytes))).collect())
 }
 
-/// The disks of a set without those in `away`.
-pub fn without(all: &[Vec<u8>], away: &[usize]) -> Vec<Vec<u8>> {
-    all.iter().enumerate().filter(|(at, _)| !away.contains(at)).map(|(_, disk)| disk.clone()).collect()
-}
-
 /// What the guest's sha256sum said of a whole volume.
 pub fn expected(name: &str) -> String {
     let list = std::fs::read_to_string(data("volumes.sha256")).unwrap();
@@ -80,14 +75,6 @@ pub fn check(layers: &Layers, address: &str, name: &str) {
 
 pub fn find<'a>(layers: &'a Layers, kind: LayerKind, name: &str) -> (NodeId, &'a Node) {
     layers.iter().find(|(_, node)| node.kind == kind && node.name == name).unwrap_or_else(|| panic!("{name}"))
-}
-
-/// The only array there is.
-pub fn array(layers: &Layers) -> &Node {
-    let mut arrays = layers.iter().filter(|(_, node)| node.kind == LayerKind::Array);
-    let found = arrays.next().unwrap().1;
-    assert!(arrays.next().is_none(), "more than one array");
-    found
 }
 
 /// Every file that the guest fsynced, by its list, in the file system at `address`.
