@@ -1,6 +1,6 @@
 //! New identifiers for a copy that is to stand beside its original: what the parts of a disk share for it.
 //!
-//! Each format says which bytes change ([`Patch`]) and what was what ([`IdChange`]); nothing is written. Putting the
+//! Each format says which bytes change (`Patch`) and what was what ([`IdChange`]); nothing is written. Putting the
 //! patches where they belong is [`Layers::renewed`](crate::layers::Layers::renewed)'s.
 
 use firn_disk::Result;

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 #[path = "../ext/load.rs"]
-#[allow(dead_code, reason = "what fast commits need is for ext4 alone")]
+#[expect(dead_code, reason = "what fast commits need is for ext4 alone")]
 mod load;
 #[path = "../ext/populate.rs"]
 mod populate;

@@ -61,7 +61,7 @@ enum Width {
 /// How a sector's number becomes its vector; in XTS always by the second half of the key.
 enum Vector {
     Plain(Width),
-    Essiv(Aes),
+    Essiv(Box<Aes>),
 }
 
 /// A cipher with its key.
@@ -104,7 +104,7 @@ impl Cipher {
             ("cbc", None) => {
                 let hash = vector.strip_prefix("essiv:").ok_or_else(unsupported)?;
                 let salted = Hash::of(hash)?.digest(&[key]);
-                let vector = Vector::Essiv(Aes::new(&salted).ok_or_else(unsupported)?);
+                let vector = Vector::Essiv(Box::new(Aes::new(&salted).ok_or_else(unsupported)?));
                 Ok(Self { data: Aes::new(key).ok_or_else(wrong)?, vector, tweak: None })
             }
             _ => Err(unsupported()),

@@ -60,7 +60,7 @@ impl Builder {
         let details = builder.tree(&details, 24);
         let mut block = [0; 4096];
         for (at, number) in
-            [(32, MAGIC), (40, 2), (48, 7), (320, mappings), (328, details), (336, BYTES / 512 | 8 << 32)]
+            [(32, MAGIC), (40, 2), (48, 7), (320, mappings), (328, details), (336, (BYTES / 512) | (8 << 32))]
         {
             block[at..at + 8].copy_from_slice(&number.to_le_bytes());
         }
@@ -157,7 +157,7 @@ fn damage_is_an_error_and_never_a_panic() {
             match volume.read_at(&mut buf, offset) {
                 Err(_) => refused += 1,
                 Ok(()) if changed && !is_fixed => {
-                    let is_mapped = offset / BYTES % 2 == 0;
+                    let is_mapped = (offset / BYTES).is_multiple_of(2);
                     assert!(buf[0] == if is_mapped { 7 } else { 0 }, "a damaged block was believed");
                     read += 1;
                 }

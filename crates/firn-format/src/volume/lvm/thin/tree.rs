@@ -88,7 +88,7 @@ impl Trees {
         if let Some(node) = known {
             return Ok(node);
         }
-        let offset = place.checked_mul(BLOCK).unwrap_or(u64::MAX);
+        let offset = place.saturating_mul(BLOCK);
         let mut buf = [0; 4096];
         let block = Record::read(&self.disk, &mut buf, offset, "thin pool metadata")?;
         let node = Arc::new(Node::parse(&block, place)?);
