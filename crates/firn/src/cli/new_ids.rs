@@ -34,6 +34,9 @@ const FILES: [&str; 14] = [
 ];
 const FOLDERS: [&str; 2] = ["boot/loader/entries", "loader/entries"];
 
+/// Disks with their names.
+type NamedDisks = Vec<(String, SharedDisk)>;
+
 /// Options of new identifiers.
 #[derive(Debug, Args)]
 pub struct NewIdsArgs {
@@ -64,11 +67,7 @@ impl NewIdsArgs {
     ///
     /// # Errors
     /// As [`Layers::renewed`](firn_format::layers::Layers::renewed).
-    pub fn apply(
-        &self,
-        context: &Context,
-        disks: Vec<(String, SharedDisk)>,
-    ) -> Result<(Vec<(String, SharedDisk)>, Vec<IdChange>)> {
+    pub fn apply(&self, context: &Context, disks: NamedDisks) -> Result<(NamedDisks, Vec<IdChange>)> {
         let machine = Machine::new(disks);
         let options = RenewOptions { keep: self.keep_id.clone(), group_names: self.rename_vg.clone() };
         let renewed = machine.layers().renewed(&options, &mut |buf| SystemEntropy.fill(buf))?;

@@ -55,8 +55,7 @@ pub fn parse_time(text: &str) -> Result<Duration> {
 pub fn run(context: &Context, args: &PruneArgs) -> Result<ExitCode> {
     let options = PruneOptions { grace: args.grace, repack_below_percent: args.repack_below, dry_run: args.dry_run };
     let pool = context.open_pool()?;
-    let mut progress = PruneProgress::default();
-    progress.cancel = context.interrupted.clone();
+    let progress = PruneProgress { cancel: context.interrupted.clone(), ..PruneProgress::default() };
     let report = std::thread::scope(|scope| {
         let _watch = Watch::start(scope, context, "prune", || status(&progress));
         pool.prune(&options, &progress)

@@ -154,13 +154,12 @@ mod tests {
 
     #[test]
     fn names_are_taken_apart() {
-        let parsed = |name: &str| parse_name(name).map(|(disk, level)| (disk, level));
-        assert_eq!(parsed("vda.full.data"), Some(("vda".into(), Level::Full)));
-        assert_eq!(parsed("vdb.copy.data"), Some(("vdb".into(), Level::Full)));
-        assert_eq!(parsed("vda.inc.virtnbdbackup.12.data"), Some(("vda".into(), Level::Incremental(12))));
-        assert_eq!(parsed("sda.diff.1763344800.data"), Some(("sda".into(), Level::Differential(1_763_344_800))));
+        assert_eq!(parse_name("vda.full.data"), Some(("vda".into(), Level::Full)));
+        assert_eq!(parse_name("vdb.copy.data"), Some(("vdb".into(), Level::Full)));
+        assert_eq!(parse_name("vda.inc.virtnbdbackup.12.data"), Some(("vda".into(), Level::Incremental(12))));
+        assert_eq!(parse_name("sda.diff.1763344800.data"), Some(("sda".into(), Level::Differential(1_763_344_800))));
         for other in ["vda.full.data.partial", "vda.data", "vmconfig.virtnbdbackup.0.xml", "vda.inc.other.1.data"] {
-            assert_eq!(parsed(other), None, "{other}");
+            assert_eq!(parse_name(other), None, "{other}");
         }
     }
 }
