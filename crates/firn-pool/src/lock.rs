@@ -272,6 +272,15 @@ impl Pool {
         .map(|noted| noted.locks)
     }
 
+    /// Whether a note says that a snapshot was forgotten.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub(crate) fn is_forgotten(&self, snapshot: Uuid) -> Result<bool> {
+        let blobs = self.blobs();
+        Ok(LockNames::list(&blobs.store)?.read(&blobs.store, &blobs.keys, snapshot).is_forgotten)
+    }
+
     /// Says for good that a snapshot is forgotten, unless a lock forbids that.
     ///
     /// # Errors

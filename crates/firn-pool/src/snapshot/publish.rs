@@ -45,7 +45,9 @@ impl Pool {
             }
             lease.confirm()?;
             // After a very long sleep not even the word that it was lost is left; but the manifest went before that.
-            if blobs.store.exists(&names::manifest(name.0, name.1, name.2, Copy::A))? {
+            let is_there = blobs.store.exists(&names::manifest(name.0, name.1, name.2, Copy::A))?;
+            // Somebody may have seen and forgotten it already.
+            if is_there || self.is_forgotten(manifest.snapshot)? {
                 return Ok(());
             }
             Err(Error::new(ErrorKind::Unavailable, "the snapshot was removed while it was being published"))
