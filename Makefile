@@ -7,7 +7,7 @@ export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:/usr/sbin:/sbin:$(PATH)
 PREFIX ?= /usr/local
 RELEASE := target/release/firn
 
-.PHONY: help try test check bench build install clean packages-build packages-try packages-test packages-bench rust
+.PHONY: help try test check bench build install clean packages-build packages-try packages-test packages-bench guest rust
 
 help: ## this list
 	@echo "firn: snapshots of virtual machines, and anything back out of them"
@@ -20,7 +20,7 @@ try: packages-try rust ## the main job on a real disk image, step by step, in a 
 	cargo build --release --package firn
 	@FIRN=$(RELEASE) lab/try.sh
 
-test: packages-test rust ## every check and every test; what CI runs
+test: packages-test guest rust ## every check and every test; what CI runs
 	cargo xtask check
 	cargo xtask test
 
@@ -52,6 +52,13 @@ packages-test:
 	@tools/install-packages.sh build
 	@tools/install-packages.sh test $(if $(filter 1,$(FIRN_REQUIRE_ALL)),,optional)
 	@lab/setup-qemu.sh || $(if $(filter 1,$(FIRN_REQUIRE_ALL)),exit 1,echo "Going on without QEMU's machines; what needs them is skipped and says so." >&2)
+
+# The guest that tests of running machines boot: made once, as root. Without it they are skipped, loudly.
+guest:
+	@if [ -n "$$FIRN_LAB_GUEST" ] || [ -e target/lab-guest/guest-base.qcow2 ]; then exit 0; fi; \
+	  . tools/ask.sh && ask "Make a small Debian guest in target/lab-guest for the tests (450 MB, a minute, as root)?" && \
+	  mkdir -p target && as_root lab/make-guest.sh target/lab-guest >&2 || \
+	  $(if $(filter 1,$(FIRN_REQUIRE_ALL)),exit 1,echo "Going on without a guest; what needs it is skipped and says so." >&2)
 
 packages-bench:
 	@tools/install-packages.sh bench optional

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Whose snapshot it is, and what the pool already has of it.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
     /// The machine's name in the pool: `[A-Za-z0-9][A-Za-z0-9._-]*`.
     pub machine: String,
@@ -37,7 +37,7 @@ pub struct Request {
 }
 
 /// A disk of the last snapshot.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PreviousDisk {
     /// `vda` and so on.
     pub name: String,

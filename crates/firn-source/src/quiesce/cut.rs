@@ -11,7 +11,7 @@ use super::Guest;
 use super::freeze::{Subject, Subjects, guarded};
 use super::hooks::{self, Hook, HookOutcome, Phase, Place, Setting};
 use super::judge::{are_past, is_cut, widen};
-use super::record::{Record, RecordedMachine, RecordedRequest};
+use super::record::{Record, RecordedMachine};
 use super::watch::{Watch, WatchdogProgram};
 use crate::source::{Outcome, Request, Source};
 use firn_disk::{Error, ErrorKind, Result};
@@ -269,7 +269,7 @@ impl<'a> Run<'a> {
         }
         let machines = self.members.iter().map(|member| RecordedMachine {
             machine: member.machine.clone(),
-            request: RecordedRequest::from(&member.request),
+            request: member.request.clone(),
             sources: member.sources.iter().filter(|source| source.leaves_things()).map(|source| source.uri()).collect(),
             owed: Vec::new(),
         });

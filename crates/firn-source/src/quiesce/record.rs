@@ -111,34 +111,12 @@ fn start_of(process: u32) -> Option<u64> {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct RecordedMachine {
     pub machine: String,
-    pub request: RecordedRequest,
+    /// With its base: sweeping must leave what the next run goes on from.
+    pub request: Request,
     /// The sources' URIs.
     pub sources: Vec<String>,
     /// Post-thaw hooks that are owed, since a pre-freeze hook was started.
     pub owed: Vec<Hook>,
-}
-
-/// [`Request`] without what nobody needs to sweep.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct RecordedRequest {
-    machine: String,
-    owner: String,
-    run: String,
-    scratch_folder: Option<PathBuf>,
-}
-
-impl From<&Request> for RecordedRequest {
-    fn from(request: &Request) -> Self {
-        let Request { machine, owner, run, scratch_folder, previous: _ } = request.clone();
-        Self { machine, owner, run, scratch_folder }
-    }
-}
-
-impl From<&RecordedRequest> for Request {
-    fn from(request: &RecordedRequest) -> Self {
-        let RecordedRequest { machine, owner, run, scratch_folder } = request.clone();
-        Self { machine, owner, run, scratch_folder, previous: Vec::new() }
-    }
 }
 
 impl Record {
@@ -405,7 +383,7 @@ mod tests {
         };
         let machine = RecordedMachine {
             machine: "web1".to_owned(),
-            request: RecordedRequest::from(&request),
+            request: request,
             sources: vec!["qemu:/run/web1.qmp".to_owned()],
             owed: Vec::new(),
         };

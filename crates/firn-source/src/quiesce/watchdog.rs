@@ -161,8 +161,8 @@ fn undo_record(
         record.machines[index].owed.clear();
         folder.write(&record)?;
         let machine = &mut record.machines[index];
-        let request = Request::from(&machine.request);
-        machine.sources.retain(|uri| match sweep(uri, &request, open) {
+        let request = &machine.request;
+        machine.sources.retain(|uri| match sweep(uri, request, open) {
             Ok(()) => false,
             Err(error) => {
                 tell(&format!("{}: {uri} could not be swept: {error}", machine.machine));
