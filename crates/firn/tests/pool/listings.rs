@@ -58,8 +58,9 @@ fn list_and_show_tell_what_there_is() {
     firn.fails(4, "list web1 nobody", &["there is no machine nobody", "the pool has db1, web1"]);
     let list = firn.json("list db1");
     let prefixed = SNAPSHOT.lines().map(|line| format!("machines[].snapshots[].{line}\n")).collect::<String>();
-    let expected =
-        format!("machines[].name: string\nmachines[].pending[]: nothing\n{prefixed}machines[].unreadable[]: nothing\nmachines[].uuid: string");
+    let expected = format!(
+        "machines[].name: string\nmachines[].pending[]: nothing\n{prefixed}machines[].unreadable[]: nothing\nmachines[].uuid: string"
+    );
     assert_eq!(shape(&list), expected);
 
     let shown = firn.json("show db1");
