@@ -288,7 +288,8 @@ impl Pool {
     pub(crate) fn note_forgotten(&self, snapshot: Uuid, despite_damage: bool) -> Result<()> {
         let blobs = self.blobs();
         let names = LockNames::list(&blobs.store)?;
-        let now = if names.0.contains_key(&snapshot) { self.store_time()? } else { Timestamp::MIN };
+        let has_notes = names.0.contains_key(&snapshot);
+        let now = if has_notes { self.store_time()? } else { Timestamp::MIN };
         let noted = self.add_note(snapshot, |noted| {
             let mut locks = noted.locks.clone();
             locks.is_damaged &= !despite_damage;
@@ -305,6 +306,8 @@ impl Pool {
         match noted {
             // Somebody else is at it, or was stopped.
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            // Where not even a note fits, forgetting must still make room. The locks were looked at.
+            Err(error) if error.kind() == ErrorKind::Unavailable => Ok(()),
             noted => noted.map(|_| ()),
         }
     }
@@ -324,6 +327,6 @@ impl Pool {
                 Err(error) => return Err(error),
             }
         }
-        Err(Error::new(ErrorKind::Unavailable, "others change the locks of this snapshot all the time"))
+        Err(Error::new(ErrorKind::Io, "others change the locks of this snapshot all the time"))
     }
 }

@@ -29,8 +29,8 @@ pub(crate) const CHECKSUM_BYTES: usize = 32;
 const MAGIC: &[u8; 8] = b"FIRNPOOL";
 /// In the header: a manifest is a snapshot only when its fate says so, and writers hold leases.
 pub(crate) const TWO_PHASE: u32 = 1;
-/// Features that this program knows.
-const KNOWN_INCOMPAT: u32 = TWO_PHASE;
+/// Features of objects other than the header that this program knows: none yet.
+const KNOWN_INCOMPAT: u32 = 0;
 const KNOWN_ROCOMPAT: u32 = 0;
 
 /// What an object is.
@@ -105,7 +105,8 @@ pub(crate) fn read_frame(bytes: &[u8], kind: ObjectKind) -> Result<Frame> {
         return Err(record.corrupt(8, format!("an object of kind {} stands here", record.u8(8)?)));
     }
     let incompat = record.le_u32(12)?;
-    let unknown = incompat & !KNOWN_INCOMPAT;
+    let known = if kind == ObjectKind::Header { TWO_PHASE } else { KNOWN_INCOMPAT };
+    let unknown = incompat & !known;
     if unknown != 0 {
         return Err(newer(record.unsupported(12, format!("unknown features {unknown:#x}"))));
     }

@@ -5,7 +5,7 @@ use super::{Prune, PrunePhase};
 use crate::index::{IndexView, Location};
 use crate::lease::Tree;
 use crate::mutant::Mutant;
-use crate::names::PackId;
+use crate::names::{self, PackId};
 use crate::seal::{BlobId, BlobType};
 use crate::store::Store;
 use crate::tree::{self, Child, FAN_OUT, RunKind};
@@ -171,6 +171,7 @@ impl Prune<'_> {
     pub(super) fn survey(&self, look: &Look) -> Result<Survey> {
         let mut survey = Survey::default();
         let mut places = Vec::new();
+        let mut missing = Vec::new();
         let trust = self.pool.mutates(Mutant::TrustTombstonedCopy);
         self.marks.view.each(|number, prefix, _| {
             if !self.marks.contains(number) {
@@ -183,10 +184,41 @@ impl Prune<'_> {
                     survey.needed.extend(all.iter().map(|location| location.pack));
                     *survey.live.entry(all[0].pack).or_default() += all[0].length;
                 }
-                Place::Missing => survey.missing += 1,
+                Place::Missing => missing.push(*prefix),
             }
             Ok(())
         })?;
+        survey.missing = self.count_missing(&missing)?;
         Ok(survey)
+    }
+
+    /// How many of these blobs are in no pack now: others are in packs that were stored since packs were listed, or
+    /// moved by another prune.
+    fn count_missing(&self, blobs: &[[u8; 16]]) -> Result<u64> {
+        if blobs.is_empty() {
+            return Ok(0);
+        }
+        let (store, domain) = (&self.pool.blobs().store, self.pool.blobs().keys.domain);
+        self.pool.blobs().index.refresh(store, domain)?;
+        let view = self.pool.blobs().index.view();
+        let (mut places, mut stored, mut missing) = (Vec::new(), HashMap::new(), 0);
+        for prefix in blobs {
+            view.places(prefix, &mut places)?;
+            let mut is_there = false;
+            for location in &places {
+                let exists = match stored.get(&location.pack) {
+                    Some(exists) => *exists,
+                    None => {
+                        let copy = location.kind.copies().first().copied().flatten();
+                        let exists = store.exists(&names::pack(location.kind, location.pack, copy))?;
+                        stored.insert(location.pack, exists);
+                        exists
+                    }
+                };
+                is_there |= exists;
+            }
+            missing += u64::from(!is_there);
+        }
+        Ok(missing)
     }
 }

@@ -88,7 +88,11 @@ impl Plan {
         let grace = Duration::from_secs([0, 0, 2000][usize::try_from(random.below(3)).unwrap()]);
         let regions = if random.below(12) == 0 { 2 } else { 1 };
         let calm = random.below(3) == 0;
+        // In a rush, everybody wants the same at the same time.
+        let rush = calm && random.below(2) == 0;
         let role = |random: &mut Random| match random.below(10) {
+            0..4 if rush => Role::Writer { machine: 0, incremental: true },
+            4 if rush => Role::Pruner,
             0..4 => Role::Writer { machine: u8::try_from(random.below(2)).unwrap(), incremental: random.below(2) == 0 },
             4 => Role::Reader,
             5 | 6 => Role::Forgetter,
@@ -98,7 +102,7 @@ impl Plan {
         let mut rounds: Vec<Round> = (0..count)
             .map(|_| Round {
                 seed: random.below(u64::MAX),
-                roles: (0..=random.below(5)).map(|_| role(&mut random)).collect(),
+                roles: (0..=random.below(5) + if rush { 3 } else { 0 }).map(|_| role(&mut random)).collect(),
                 faults: if calm { 0 } else { random.below(80) },
                 naps: if calm { 0 } else { [0, 0, 60][usize::try_from(random.below(3)).unwrap()] },
                 power_loss: (!calm && random.below(5) == 0).then(|| random.below(400)),

@@ -52,7 +52,10 @@ impl Pool {
             }
             Err(Error::new(ErrorKind::Unavailable, "the snapshot was removed while it was being published"))
         });
-        if published.is_err() && lease.give_up() && self.remove_manifest(&name).is_ok() {
+        // In a full store there may be no room to say so; but if nothing is decided, nobody but this writer would confirm.
+        let is_given_up =
+            || lease.give_up() || matches!(fate::read(&blobs.store, &blobs.keys, manifest.snapshot), Ok(None));
+        if published.is_err() && is_given_up() && self.remove_manifest(&name).is_ok() {
             // Nobody is left who could confirm it.
             let _ = blobs.store.delete_all(&[Copy::B, Copy::A].map(|copy| names::fate(manifest.snapshot, copy)));
         }

@@ -346,11 +346,11 @@ fn without_permission_the_object_is_named() {
     assert!(read.code == 0 && read.stdout == contents[1], "{}", read.stderr);
     assert_eq!(as_nobody(&firn, "verify").code, 0);
     let hint = "run it as a user to whom the pool's files belong";
-    fails("snap web1", &["pool/snap/", "write: Permission denied", hint]);
+    fails("snap web1", &["pool/lease/", "write: Permission denied", hint]);
     firn.write("a.raw", mixed_disk(1 << 20, 77));
     fails("snap web1", &["pool/", "write: Permission denied", hint]);
     fails("snap web2 a.raw", &["pool/note/", hint]);
-    fails("forget web1@first", &["delete: Permission denied", hint]);
+    fails("forget web1@first", &["pool/lock/", "write: Permission denied", hint]);
     fails("key add --recovery", &["pool/key/", hint]);
     fails("init other --no-password", &["other: make the folder: Permission denied"]);
     fails("restore web1 out.raw", &["out.raw: you may not make files in its folder"]);
