@@ -22,7 +22,7 @@ try: packages-try rust ## the main job on a real disk image, step by step, in a 
 
 test: packages-test guest rust ## every check and every test; what CI runs
 	cargo xtask check
-	cargo xtask test
+	FIRN_LAB_GUEST=$${FIRN_LAB_GUEST:-$(CURDIR)/target/lab-guest} cargo xtask test
 
 check: rust ## the quick inner loop: format, clippy, rules of the project, unit tests
 	cargo xtask check --quick
