@@ -19,8 +19,8 @@
 //! back to an internal snapshot of an image that has bitmaps, so what it counts stays true.
 //!
 //! **Scratch files** lie in the request's folder, else beside their images (`/var/tmp` for block devices). libvirt's backup
-//! lets the guest's write fail when a scratch file cannot grow, so a watch ends the job before that: the snapshot fails,
-//! the guest never.
+//! lets the guest's write fail when a scratch file cannot grow, so a watch ends the job 1 GiB (or half of the room) before
+//! that: the snapshot fails. Only a guest that writes so much between two looks, 50 ms apart, is faster.
 //!
 //! **Rights.** Reading and writing on the connection: root or the group `libvirt` for `qemu:///system` (polkit's
 //! `org.libvirt.unix.manage`), nothing more for `qemu:///session`. The NBD socket lies in a folder of its own (mode 0700, in
@@ -30,7 +30,7 @@
 //! `/etc/apparmor.d/local/abstractions/libvirt-qemu`; under SELinux name a `socket-folder` that QEMU may use. Neither was
 //! tried. For another host ssh has to log in without a password, as root there or as such a member.
 //!
-//! **Versions.** Needs what libvirt 7.2 and QEMU 5.2 have; tried with libvirt 11.3 and QEMU 10.0, and with Debian 12's
+//! **Versions.** Tried with libvirt 11.3 and QEMU 10.0, and with Debian 12's
 //! libvirt 9.0 and QEMU 7.2. Sources: <https://libvirt.org/formatbackup.html>, `src/qemu/qemu_backup.c`.
 
 mod checkpoint;
