@@ -53,7 +53,7 @@ pub use virsh::Virsh;
 
 use crate::file::{FileOptions, FileSource};
 use crate::quiesce::Guest;
-use crate::source::{Changed, FrozenDisk, Outcome, Plan, Request, Source};
+use crate::source::{Changed, Finding, FrozenDisk, Outcome, Plan, Request, Source};
 use firn_disk::{Error, ErrorKind, Result};
 use firn_format::image::ImageFormat;
 use host::{Host, Names};
@@ -62,6 +62,10 @@ use look::Look;
 use run::Run;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// For `firn doctor` to ask for versions.
+const EXAMINE: Duration = Duration::from_secs(10);
 
 /// libvirt's own default connection for root.
 pub const SYSTEM: &str = "qemu:///system";
@@ -180,6 +184,31 @@ impl Source for LibvirtSource {
         };
         self.look = Some(look);
         Ok(plan)
+    }
+
+    fn examine(&mut self, request: &Request) -> Vec<Finding> {
+        let Some(look) = self.look.as_ref().filter(|look| look.domain.id.is_some()) else { return Vec::new() };
+        let version = self.virsh.run(&["version"], EXAMINE);
+        let mut findings = vec![match version {
+            Ok(text) => {
+                // "Using library: libvirt 11.3.0", "Running hypervisor: QEMU 10.0.2".
+                let words: Vec<_> =
+                    text.lines().filter_map(|line| line.split_once(": ")).map(|(_, word)| word).collect();
+                Finding::good(format!("libvirt at {}", self.virsh.connection()), words.join(", "))
+            }
+            Err(error) => Finding::bad("libvirt", &error),
+        }];
+        let folders = Self::scratch_folders(look, request);
+        findings.push(match self.host.free(&folders) {
+            Ok(free) => {
+                let room =
+                    |(folder, bytes): (&PathBuf, u64)| format!("{} MB in {}", bytes / 1_000_000, folder.display());
+                let rooms: Vec<_> = folders.iter().zip(free).map(room).collect();
+                Finding::good("room for scratch files", rooms.join(", "))
+            }
+            Err(error) => Finding::bad("room for scratch files", &error),
+        });
+        findings
     }
 
     fn prepare(&mut self, request: &Request) -> Result<()> {
