@@ -9,6 +9,8 @@
 
 use super::virsh::Virsh;
 use crate::quiesce::{Ended, Guest, Ticket};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use firn_disk::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -139,35 +141,11 @@ fn ended(answer: &Value) -> Result<Ended> {
     let mut bytes = Vec::new();
     for key in ["out-data", "err-data"] {
         if let Some(text) = answer.get(key).and_then(Value::as_str) {
-            bytes.extend(from_base64(text).ok_or_else(nonsense)?);
+            bytes.extend(STANDARD.decode(text).map_err(|_| nonsense())?);
         }
     }
     let tail = bytes.split_at(bytes.len().saturating_sub(MOST_OUTPUT)).1;
     Ok(Ended { code, output: String::from_utf8_lossy(tail).into_owned() })
-}
-
-/// RFC 4648, section 4.
-fn from_base64(text: &str) -> Option<Vec<u8>> {
-    let digits = text.trim_end_matches('=').bytes();
-    let (mut bytes, mut bits, mut held) = (Vec::with_capacity(text.len() / 4 * 3), 0_u32, 0_u32);
-    for digit in digits {
-        let value = match digit {
-            b'A'..=b'Z' => digit - b'A',
-            b'a'..=b'z' => digit - b'a' + 26,
-            b'0'..=b'9' => digit - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        held = held << 6 | u32::from(value);
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            bytes.push(u8::try_from(held >> bits & 0xFF).ok()?);
-            held &= (1 << bits) - 1;
-        }
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]
@@ -182,7 +160,6 @@ mod tests {
         for answer in [json!({}), json!({"exitcode": 1_u64 << 40}), json!({"exitcode": 0, "out-data": "a!"})] {
             assert_eq!(ended(&answer).unwrap_err().kind(), ErrorKind::Io);
         }
-        assert_eq!(from_base64("Zm9vYmE=").as_deref(), Some(b"fooba".as_slice()));
         assert_eq!((count("Froze 2 filesystem(s)\n").unwrap(), count("").is_err()), (2, true));
     }
 }

@@ -383,7 +383,7 @@ mod tests {
         };
         let machine = RecordedMachine {
             machine: "web1".to_owned(),
-            request: request,
+            request,
             sources: vec!["qemu:/run/web1.qmp".to_owned()],
             owed: Vec::new(),
         };

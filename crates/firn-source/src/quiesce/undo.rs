@@ -2,11 +2,10 @@
 
 use super::channel::Channel;
 use super::{AgentGuest, Guest, Ticket};
-use crate::process;
+use crate::libvirt;
 use firn_disk::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// An answer of QEMU's monitor to what is asked here.
@@ -79,36 +78,16 @@ pub(super) fn undo(ticket: &Ticket, timeout: Duration, patience: Duration) -> Re
             let thawed = thaw(&guest, timeout, patience);
             thawed.map(|thawed| (thawed > 0).then(|| format!("thawed the guest by {}", guest.describe())))
         }
-        Ticket::Libvirt { connection, domain } => thaw_domain(connection, domain, timeout),
+        Ticket::Libvirt { connection, domain } => {
+            let thawed = libvirt::thaw(connection, domain, timeout);
+            thawed.map(|thawed| (thawed > 0).then(|| format!("thawed the domain {domain} of {connection}")))
+        }
         Ticket::Monitor { socket } => resume(socket, timeout),
     };
     match undone {
         Err(error) if is_gone(&error) => Ok(None),
         other => other,
     }
-}
-
-fn virsh(connection: &str, arguments: &[&str], timeout: Duration) -> Result<process::Finished> {
-    let mut command = Command::new("virsh");
-    command.env("LC_ALL", "C").args(["--connect", connection]).args(arguments);
-    process::run(&mut command, &[], timeout)
-}
-
-fn thaw_domain(connection: &str, domain: &str, timeout: Duration) -> Result<Option<String>> {
-    let thawed = virsh(connection, &["domfsthaw", "--domain", domain], timeout)?;
-    if thawed.code == 0 {
-        return Ok(Some(format!("thawed the domain {domain} of {connection}")));
-    }
-    let state = virsh(connection, &["domstate", "--domain", domain], timeout)?;
-    let has_ended = match state.code {
-        0 => matches!(state.text().trim(), "shut off" | "crashed"),
-        _ => state.last_words().contains("failed to get domain"),
-    };
-    if has_ended {
-        return Ok(None);
-    }
-    let message = format!("the domain {domain} of {connection} could not be thawed: {}", thawed.last_words());
-    Err(Error::new(ErrorKind::Unavailable, message))
 }
 
 /// Lets a virtual machine run again that is paused. QEMU serves one client of a monitor at a time.
