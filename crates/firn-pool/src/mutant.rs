@@ -28,6 +28,8 @@ pub(crate) enum Mutant {
     IgnoreLeases,
     /// Prune deletes at once.
     NoGrace,
+    /// A snapshot is forgotten by removing its manifest alone, which may come back with a store that does not sync.
+    ForgetWithoutNote,
     /// Prune relies on a copy of a blob that another prune wants to delete.
     TrustTombstonedCopy,
 }
@@ -35,7 +37,7 @@ pub(crate) enum Mutant {
 impl Mutant {
     /// Every one.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::ManifestBeforePacks,
         Self::IndexBeforePack,
         Self::LookBeforeLease,
@@ -48,6 +50,7 @@ impl Mutant {
         Self::RootsBeforeLeases,
         Self::IgnoreLeases,
         Self::NoGrace,
+        Self::ForgetWithoutNote,
         Self::TrustTombstonedCopy,
     ];
 }

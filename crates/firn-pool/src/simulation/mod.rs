@@ -57,23 +57,27 @@ fn the_same_seed_does_the_same() {
     }
 }
 
+/// Where a wrong ordering was noticed; looked at first, so that the search is short. The seeds mean something else when
+/// the order of operations changes: then the search finds others, and says so.
+const NOTICED: [u64; 4] = [2, 3, 23, 123];
+
 fn caught(mutant: Option<Mutant>, store: Option<StoreMutant>) -> Option<(u64, String)> {
-    seeds(MUTANT_SCENARIOS).find_map(|seed| Some((seed, Plan::random(seed).run(mutant, store).violation?)))
+    let seeds = NOTICED.into_iter().chain(seeds(MUTANT_SCENARIOS));
+    seeds.into_iter().find_map(|seed| Some((seed, Plan::random(seed).run(mutant, store).violation?)))
 }
 
 #[test]
 fn every_known_wrong_ordering_is_noticed() {
+    let only = std::env::var("FIRN_MUTANT").unwrap_or_default();
+    // The manifest that outlives its packs takes both a store and a program that are wrong: either alone does no harm.
+    let store = |mutant| (mutant == Mutant::ForgetWithoutNote).then_some(StoreMutant::RemovalWithoutSync);
+    let all = Mutant::ALL.map(|mutant| (format!("{mutant:?}"), Some(mutant), store(mutant)));
+    let of_store = ("PutWithoutSync".to_owned(), None, Some(StoreMutant::PutWithoutSync));
     let mut missed = Vec::new();
-    for mutant in Mutant::ALL {
-        match caught(Some(mutant), None) {
-            Some((seed, violation)) => eprintln!("{mutant:?}: seed {seed}: {violation}"),
-            None => missed.push(format!("{mutant:?}")),
-        }
-    }
-    for mutant in StoreMutant::ALL {
-        match caught(None, Some(mutant)) {
-            Some((seed, violation)) => eprintln!("{mutant:?}: seed {seed}: {violation}"),
-            None => missed.push(format!("{mutant:?}")),
+    for (name, mutant, store) in all.into_iter().chain([of_store]).filter(|(name, ..)| name.contains(&only)) {
+        match caught(mutant, store) {
+            Some((seed, violation)) => eprintln!("{name}: seed {seed}: {violation}"),
+            None => missed.push(name),
         }
     }
     assert!(missed.is_empty(), "not noticed: {missed:?}");
