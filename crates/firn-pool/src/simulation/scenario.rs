@@ -89,7 +89,7 @@ impl Plan {
         // Nothing fails, but everybody may fall asleep anywhere, and much happens until he wakes up.
         let sleepy = !calm && random.below(2) == 0;
         let role = |random: &mut Random| match random.below(10) {
-            0..4 if rush && !grace.is_zero() => Role::Reader,
+            0..2 if rush && !grace.is_zero() => Role::Reader,
             0..4 if rush => Role::Writer { machine: 0, incremental: true },
             4 if rush => Role::Pruner,
             0..4 => Role::Writer { machine: u8::try_from(random.below(2)).unwrap(), incremental: random.below(2) == 0 },
@@ -135,7 +135,8 @@ impl Plan {
                     scope.spawn(move || cast.play());
                 }
                 let Round { seed, faults, naps, power_loss, pause, .. } = *round;
-                world.run(seed, Weather { faults, naps, power_loss });
+                let burst = [2, 8, 40][usize::try_from(seed % 3).unwrap()];
+                world.run(seed, Weather { faults, naps, burst, power_loss });
                 let checked = check(&quiet, &maker, &beliefs);
                 if checked.is_err() {
                     world.lose_everybody();
@@ -144,7 +145,7 @@ impl Plan {
                 world.pass(pause);
             }
             world.wake(true);
-            world.run(self.seed, Weather { faults: 0, naps: 0, power_loss: None });
+            world.run(self.seed, Weather { faults: 0, naps: 0, burst: 2, power_loss: None });
             check(&quiet, &maker, &beliefs).and_then(|()| check_end(&quiet, &maker, &beliefs))
         });
         let mut beliefs = beliefs.lock().unwrap();
