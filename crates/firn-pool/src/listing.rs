@@ -3,6 +3,7 @@
 use crate::fate::{self, Fate};
 use crate::lock::{LockNames, Locks};
 use crate::manifest::{self, Manifest, open_structure};
+use crate::mutant::Mutant;
 use crate::names::{self, Copy};
 use crate::note::{self, Note};
 use crate::object::ObjectKind;
@@ -272,7 +273,9 @@ impl Pool {
     fn forget_despite(&self, snapshot: &Snapshot, damage: bool) -> Result<()> {
         self.shared()?;
         // From here on it is no snapshot any more, and can neither be locked nor completed.
-        self.note_forgotten(snapshot.uuid, damage)?;
+        if !self.mutates(Mutant::ForgetWithoutNote) {
+            self.note_forgotten(snapshot.uuid, damage)?;
+        }
         self.remove_manifest(&(snapshot.machine, snapshot.sequence, snapshot.uuid))?;
         self.blobs().store.delete_all(&[Copy::B, Copy::A].map(|copy| names::fate(snapshot.uuid, copy)))
     }

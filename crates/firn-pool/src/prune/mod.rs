@@ -255,7 +255,7 @@ impl Prune<'_> {
     fn is_settled(&self, look: &Look, pack: &roots::PackSeen, now: StoreTime) -> bool {
         let began_before = |lease: &crate::lease::LeaseSeen| lease.taken <= pack.modified;
         pack.state == roots::PackState::Free
-            && now.since(pack.modified) >= self.options.grace
+            && (now.since(pack.modified) >= self.options.grace || self.pool.mutates(Mutant::NoGrace))
             && !look.leases.iter().any(began_before)
     }
 }

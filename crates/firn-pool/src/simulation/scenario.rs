@@ -25,10 +25,6 @@ pub(super) enum StoreMutant {
     RemovalWithoutSync,
 }
 
-impl StoreMutant {
-    pub(super) const ALL: [Self; 2] = [Self::PutWithoutSync, Self::RemovalWithoutSync];
-}
-
 /// How pools are opened in a scenario.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PoolMaker {
@@ -90,7 +86,10 @@ impl Plan {
         let calm = random.below(3) == 0;
         // In a rush, everybody wants the same at the same time.
         let rush = calm && random.below(2) == 0;
+        // Nothing fails, but everybody may fall asleep anywhere, and much happens until he wakes up.
+        let sleepy = !calm && random.below(2) == 0;
         let role = |random: &mut Random| match random.below(10) {
+            0..2 if rush && !grace.is_zero() => Role::Reader,
             0..4 if rush => Role::Writer { machine: 0, incremental: true },
             4 if rush => Role::Pruner,
             0..4 => Role::Writer { machine: u8::try_from(random.below(2)).unwrap(), incremental: random.below(2) == 0 },
@@ -98,14 +97,18 @@ impl Plan {
             5 | 6 => Role::Forgetter,
             _ => Role::Pruner,
         };
-        let count = 3 + random.below(8);
+        let count = 3 + random.below(8) + if sleepy { 6 } else { 0 };
         let mut rounds: Vec<Round> = (0..count)
             .map(|_| Round {
                 seed: random.below(u64::MAX),
                 roles: (0..=random.below(5) + if rush { 3 } else { 0 }).map(|_| role(&mut random)).collect(),
-                faults: if calm { 0 } else { random.below(80) },
-                naps: if calm { 0 } else { [0, 0, 60][usize::try_from(random.below(3)).unwrap()] },
-                power_loss: (!calm && random.below(5) == 0).then(|| random.below(400)),
+                faults: if calm || sleepy { 0 } else { random.below(80) },
+                naps: match (calm, sleepy) {
+                    (true, _) => 0,
+                    (_, true) => 150,
+                    _ => [0, 0, 60][usize::try_from(random.below(3)).unwrap()],
+                },
+                power_loss: (!calm && !sleepy && random.below(5) == 0).then(|| random.below(400)),
                 pause: [0, 0, 700, 3000, 200_000][usize::try_from(random.below(5)).unwrap()],
             })
             .collect();
@@ -132,7 +135,8 @@ impl Plan {
                     scope.spawn(move || cast.play());
                 }
                 let Round { seed, faults, naps, power_loss, pause, .. } = *round;
-                world.run(seed, Weather { faults, naps, power_loss });
+                let burst = [2, 8, 40][usize::try_from(seed % 3).unwrap()];
+                world.run(seed, Weather { faults, naps, burst, power_loss });
                 let checked = check(&quiet, &maker, &beliefs);
                 if checked.is_err() {
                     world.lose_everybody();
@@ -141,7 +145,7 @@ impl Plan {
                 world.pass(pause);
             }
             world.wake(true);
-            world.run(self.seed, Weather { faults: 0, naps: 0, power_loss: None });
+            world.run(self.seed, Weather { faults: 0, naps: 0, burst: 2, power_loss: None });
             check(&quiet, &maker, &beliefs).and_then(|()| check_end(&quiet, &maker, &beliefs))
         });
         let mut beliefs = beliefs.lock().unwrap();

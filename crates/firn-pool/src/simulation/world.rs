@@ -86,6 +86,8 @@ pub(super) struct Weather {
     pub(super) faults: u64,
     /// Of 10,000 operations so many find their actor asleep.
     pub(super) naps: u64,
+    /// How many operations one does on end, on average.
+    pub(super) burst: u64,
     /// The store's host loses power after so many steps.
     pub(super) power_loss: Option<u64>,
 }
@@ -198,8 +200,8 @@ impl World {
                 continue;
             }
             let State { random, actors, clock, last, .. } = state;
-            // Most of the time the same one goes on: what goes wrong needs few changes at the right moment.
-            let chosen = if ready.contains(last) && random.below(4) > 0 {
+            // Mostly the same one goes on: what goes wrong needs few changes, at the right moment.
+            let chosen = if ready.contains(last) && random.below(weather.burst) > 0 {
                 *last
             } else {
                 ready[usize::try_from(random.below(ready.len() as u64)).unwrap()]
