@@ -72,7 +72,7 @@ const PARENT: u32 = 0x80;
 
 clean! {
     the_default_xfs: 320, [], 0, 0, [everything, grow::all, grow::shared];
-    blocks_of_512_bytes_are_for_v4_and_1_kib_for_v5: 320, ["-b", "size=1024"], 0, 0, [everything, grow::all];
+    blocks_of_1_kib: 320, ["-b", "size=1024"], 0, 0, [everything, grow::all];
     blocks_of_2_kib: 320, ["-b", "size=2048"], 0, 0, [everything, grow::all];
     blocks_of_8_kib: 320, ["-b", "size=8192"], 0, 0, [everything, grow::all];
     blocks_of_16_kib: 400, ["-b", "size=16384"], 0, 0, [few, grow::all];
@@ -96,10 +96,10 @@ clean! {
     small_internal_log: 64, ["-l", "size=8m"], 0, 0, [few];
     log_stripe: 320, ["-d", "su=64k,sw=2", "-l", "su=32k"], 0, 0, [few];
     many_groups: 320, ["-d", "agcount=17"], 0, 0, [everything];
-    inodes_at_the_end: 320, ["-i", "maxpct=1"], 0, 0, [few];
+    few_inodes: 320, ["-i", "maxpct=1"], 0, 0, [few];
     parent_pointers: 320, ["-i", "nrext64=1"], PARENT | EXCHANGE, 0, [everything, grow::all, large_attributes];
     exchange_range: 320, ["-m", "rmapbt=1"], EXCHANGE, 0, [few, grow::shared];
     large_values: 320, [], 0, 0, [large_attributes];
     large_values_in_small_blocks: 320, ["-b", "size=1024"], 0, 0, [large_attributes];
-    label_and_quota: 320, ["-L", "twelve bytes"], 0, 0, [few];
+    label: 320, ["-L", "twelve bytes"], 0, 0, [few];
 }
