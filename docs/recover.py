@@ -28,8 +28,11 @@ BLOCK = 4096
 FAN_OUT = 256
 HOLE, ZEROS, NODE = 0, 1, 2
 CHUNK, LEAF, INNER = 1, 2, 3
-KINDS = {"key slot": 2, "data pack": 3, "node pack": 4, "manifest": 6, "note": 7}
-KNOWN_INCOMPAT = 0
+KINDS = {"key slot": 2, "data pack": 3, "node pack": 4, "manifest": 6, "note": 7, "fate": 9}
+# Bit 0: a manifest is a snapshot only when its fate says so.
+WITH_FATES = 1
+KNOWN_INCOMPAT = WITH_FATES
+CONFIRMED = 1
 DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
@@ -185,7 +188,8 @@ def master_key(folder, arguments):
 class Pool:
     def __init__(self, path, arguments):
         self.folder = Folder(path)
-        first_good(["header-a", "header-b"], lambda name: self.folder.read(name, 1))
+        header = first_good(["header-a", "header-b"], lambda name: self.folder.read(name, 1))
+        self.has_fates = struct.unpack_from("<I", header, 12)[0] & WITH_FATES
         master = master_key(self.folder, arguments)
         self.structure = hkdf(master, self.folder.domain, "firn 0 structure")
         self.data = hkdf(master, self.folder.domain, "firn 0 data")
@@ -202,11 +206,31 @@ class Pool:
         for name, both in copies(self.folder.names("snap")).items():
             _, machine, rest = name.split("/")
             sequence, snapshot = rest.split("-")
+            if self.has_fates and not self.is_snapshot(snapshot):
+                continue
             subject = bytes.fromhex(machine) + int(sequence, 16).to_bytes(8, "little") + bytes.fromhex(snapshot)
             try:
                 yield first_good(both, lambda copy: self.small(copy, KINDS["manifest"], subject))
             except Damaged as error:
                 print(f"recover.py: a snapshot cannot be read: {error}", file=sys.stderr)
+
+    def is_snapshot(self, snapshot):
+        """Whether a manifest was confirmed, and not forgotten since. What cannot be read speaks for it."""
+        fates = copies(self.folder.names("fate")).get(f"fate/{snapshot}", [])
+        subject = bytes.fromhex(snapshot)
+        try:
+            fate = first_good(fates, lambda name: self.small(name, KINDS["fate"], subject)).number(1)
+        except Damaged:
+            fate = CONFIRMED if fates else None
+        notes = [name for name in self.folder.names("lock") if name.startswith(f"lock/{snapshot}-")]
+        return fate == CONFIRMED and not any(self.says_forgotten(note, subject) for note in notes)
+
+    def says_forgotten(self, name, subject):
+        number = int(name.rsplit("-", 1)[1], 16).to_bytes(8, "little")
+        try:
+            return bool(self.small(name, KINDS["note"], subject + number + b"lock").all(4))
+        except Damaged:
+            return False
 
     def index(self):
         """Where each blob stands, from the directories of the packs: id -> [(pack, offset, length)]."""

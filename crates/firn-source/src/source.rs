@@ -31,6 +31,7 @@ pub struct Request {
     /// 8 hexadecimal digits, random, of this run: new names end in them.
     pub run: String,
     /// The disks of the machine's last snapshot in this pool; empty where there is none.
+    #[serde(default)]
     pub previous: Vec<PreviousDisk>,
     /// Where scratch files are made, if the user said.
     pub scratch_folder: Option<PathBuf>,

@@ -84,11 +84,13 @@ fn a_restored_machine_runs_beside_the_old_one() {
     assert!(new.contains("<serial>S-vda</serial>") && new.contains("<mac address='52:54:00:"), "{new}");
     assert!(old.contains("52:54:00:11:22:33") && !new.contains("52:54:00:11:22:33"), "{new}");
 
-    // Only one of the disks, on fresh ids.
-    let text = firn.run(&format!("restore web1 one --disk vdb --define web3 --new-ids --connect {connection}"));
+    // Only one of the disks.
+    let text = firn.run(&format!("restore web1 one --disk vdb --define web3 --connect {connection}"));
     assert!(text.code == 0 && text.text().contains("defined web3 at qemu:///system"), "{}{}", text.text(), text.stderr);
     assert!(text.stderr.contains("its disk vda is not in the snapshot and was dropped"), "{}", text.stderr);
-    assert!(!libvirt.virsh(&["dumpxml", "web3"]).contains("S-vdb"));
+    // All of them, on fresh ids.
+    firn.ok(&format!("restore web1 fresh --define web5 --new-ids --connect {connection}"));
+    assert!(!libvirt.virsh(&["dumpxml", "web5"]).contains("S-vdb"));
 
     // What cannot be is told before anything is written.
     let fails = |code: i32, arguments: &str, parts: &[&str]| {

@@ -22,7 +22,7 @@ fn names_are_plain_and_a_wrong_one_says_what_a_name_is() {
         let disk = format!("{name}=a.raw");
         firn.words_fail(2, &["snap", "web1", "--", &disk], &["is no name for a disk", "begins with a letter or digit"]);
     }
-    firn.fails(2, "snap web1 a=a.raw a=a.raw", &["two disks are called a", "NAME=FILE"]);
+    firn.fails(2, "snap web1 a=a.raw a=a.raw", &["two disks are called a", "NAME=SOURCE"]);
     firn.fails(2, "snap web1 a.raw vda=a.raw", &["two disks are called vda"]);
     // The pool is as it was: no machine, no note of one.
     assert!(firn.objects("note").is_empty() && firn.objects("snap").is_empty());
