@@ -258,7 +258,7 @@ fn what_fills_a_whole_disk_is_no_table_and_is_called_as_blkid_calls_it() {
         match layers.file_system_of(id) {
             Ok(found) => assert_eq!(layers.node(found).name, kind),
             Err(error) if layer == LayerKind::Swap => assert_eq!(error.kind(), ErrorKind::Invalid),
-            Err(error) => assert_eq!((error.kind(), layer), (ErrorKind::Unsupported, LayerKind::Encrypted)),
+            Err(error) => assert_eq!((error.kind(), layer), (ErrorKind::Denied, LayerKind::Encrypted)),
         }
         // What blkid calls its UUID and label is what we call it.
         let blkid = run("blkid", &["-p", "-o", "export"], &path, "");
