@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn an_end_is_a_day_a_moment_or_a_length_of_time() {
         let instant: Timestamp = "2026-11-21T10:00:00Z".parse().unwrap();
-        let now = instant.to_zoned(jiff::tz::TimeZone::UTC);
+        let now = instant.to_zoned(TimeZone::UTC);
         for (text, expected) in [
             ("2d", "2026-11-23T10:00:00Z"),
             ("12h", "2026-11-21T22:00:00Z"),
