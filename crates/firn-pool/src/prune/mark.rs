@@ -61,6 +61,8 @@ impl Marks {
 pub(super) struct Survey {
     /// Stored bytes of what is needed in packs that may be relied on, or that nothing can replace.
     pub(super) live: HashMap<PackId, u64>,
+    /// Stored bytes of all blobs, needed or not: a pack without what it has around them.
+    pub(super) body: HashMap<PackId, u64>,
     /// Packs under a tombstone that hold something which is in no other pack.
     pub(super) needed: HashSet<PackId>,
     /// Needed blobs that no pack has.
@@ -173,7 +175,8 @@ impl Prune<'_> {
         let mut places = Vec::new();
         let mut missing = Vec::new();
         let trust = self.pool.mutates(Mutant::TrustTombstonedCopy);
-        self.marks.view.each(|number, prefix, _| {
+        self.marks.view.each(|number, prefix, location| {
+            *survey.body.entry(location.pack).or_default() += location.length;
             if !self.marks.contains(number) {
                 return Ok(());
             }

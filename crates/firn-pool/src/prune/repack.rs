@@ -27,8 +27,10 @@ impl Prune<'_> {
         let can_open = |kind| kind == PackKind::Node || self.pool.blobs().keys.full().is_ok();
         let is_sparse = |id: &PackId, pack: &PackSeen| {
             let live = survey.live.get(id).copied().unwrap_or(0);
+            // A pack that two segments name is counted twice.
+            let body = survey.body.get(id).copied().unwrap_or(0).min(pack.size);
             live > 0
-                && live.saturating_mul(100) < pack.size.saturating_mul(u64::from(self.options.repack_below_percent))
+                && live.saturating_mul(100) < body.saturating_mul(u64::from(self.options.repack_below_percent))
                 && can_open(pack.kind)
                 && self.is_settled(look, pack, now)
         };
