@@ -140,12 +140,11 @@ impl Lab {
     /// Writes a byte over a range of a disk, as the guest would. Whether it could is seen by reading it.
     pub fn write(&self, disk: usize, byte: u8, range: Range<u64>) {
         let length = range.end - range.start;
-        let command = format!(
-            "qemu-io -d /machine/peripheral/virtio-disk{disk}/virtio-backend \"write -P {byte} {} {length}\"",
-            range.start
-        );
-        let answer = self.virsh(&["qemu-monitor-command", "lab", "--hmp", &command]);
-        assert_eq!(answer.trim(), "");
+        // What was not flushed may be lost with QEMU, as it may on any disk.
+        for command in [format!("write -P {byte} {} {length}", range.start), "flush".to_owned()] {
+            let command = format!("qemu-io -d /machine/peripheral/virtio-disk{disk}/virtio-backend \"{command}\"");
+            assert_eq!(self.virsh(&["qemu-monitor-command", "lab", "--hmp", &command]).trim(), "");
+        }
     }
 
     /// Kills QEMU, as a crash of the host does.
