@@ -48,7 +48,9 @@ class Guest:
 
 def latencies(guest):
     """fio's completion latencies of writes in milliseconds."""
-    write = json.loads(guest.shell("cat /tmp/fio.json"))["jobs"][0]["write"]
+    # fio may have something to say before its document.
+    text = guest.shell("cat /tmp/fio.json")
+    write = json.loads(text[text.index("{") : text.rindex("}") + 1])["jobs"][0]["write"]
     share = write["clat_ns"]["percentile"]
     return [share["50.000000"] / 1e6, share["99.000000"] / 1e6, write["clat_ns"]["max"] / 1e6, write["iops"]]
 
