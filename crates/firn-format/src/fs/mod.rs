@@ -4,6 +4,7 @@ pub mod ext;
 mod open;
 pub mod probe;
 mod renew;
+mod run;
 pub mod xfs;
 
 pub use open::{OpenOptions, open, replayed};

@@ -5,45 +5,8 @@
 use super::inode::{Inode, flag};
 use super::volume::Volume;
 use super::{extent, indirect};
+pub(super) use crate::fs::run::{Run, RunKind};
 use firn_disk::Result;
-
-/// What a run of a file's blocks is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RunKind {
-    /// On the disk from this block on.
-    Data(u64),
-    /// Reserved on the disk from this block on, reads as zeros.
-    Unwritten(u64),
-    /// Not there, reads as zeros.
-    Hole,
-}
-
-/// Blocks of a file that are of one kind and next to each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Run {
-    /// The first block within the file.
-    pub start: u64,
-    /// Number of blocks, at least 1.
-    pub length: u64,
-    pub kind: RunKind,
-}
-
-impl Run {
-    pub fn end(&self) -> u64 {
-        self.start + self.length
-    }
-
-    /// What is left of it from `block` on.
-    fn from(self, block: u64) -> Self {
-        let skip = block - self.start;
-        let kind = match self.kind {
-            RunKind::Data(at) => RunKind::Data(at + skip),
-            RunKind::Unwritten(at) => RunKind::Unwritten(at + skip),
-            RunKind::Hole => RunKind::Hole,
-        };
-        Self { start: block, length: self.length - skip, kind }
-    }
-}
 
 /// What one leaf of the map says about `start..end`. Blocks of no run are a hole.
 #[derive(Debug, Clone, PartialEq, Eq)]

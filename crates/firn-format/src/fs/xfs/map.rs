@@ -16,6 +16,7 @@
 use super::checksum;
 use super::inode::{Fork, Format, Inode};
 use super::volume::Volume;
+pub(super) use crate::fs::run::{Run, RunKind};
 use firn_disk::{Error, Record, Result};
 
 const EXTENT: usize = 16;
@@ -26,52 +27,14 @@ const MAX_LEVEL: u16 = 12;
 /// One past the last block that a file can have.
 pub(super) const MAX_BLOCKS: u64 = 1 << 54;
 
-/// What a run of a file's blocks is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RunKind {
-    /// On the disk from this block on.
-    Data(u64),
-    /// Reserved on the disk from this block on, reads as zeros.
-    Unwritten(u64),
-    /// Not there, reads as zeros.
-    Hole,
-}
-
-/// Blocks of a file that are of one kind and next to each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Run {
-    /// The first block within the file.
-    pub start: u64,
-    /// Number of blocks, at least 1.
-    pub length: u64,
-    pub kind: RunKind,
-}
-
-impl Run {
-    pub fn end(&self) -> u64 {
-        self.start + self.length
-    }
-
-    /// What is left of it from `block` on.
-    pub fn from(self, block: u64) -> Self {
-        let skip = block - self.start;
-        let kind = match self.kind {
-            RunKind::Data(at) => RunKind::Data(at + skip),
-            RunKind::Unwritten(at) => RunKind::Unwritten(at + skip),
-            RunKind::Hole => RunKind::Hole,
-        };
-        Self { start: block, length: self.length - skip, kind }
-    }
-
-    /// Decodes 16 bytes.
-    fn decode(raw: [u8; EXTENT]) -> Self {
-        let bits = u128::from_be_bytes(raw);
-        // Masked to fewer than 64 bits.
-        let part = |shift: u32, width: u32| u64::try_from(bits >> shift & ((1 << width) - 1)).unwrap_or(0);
-        let block = part(21, 52);
-        let kind = if part(127, 1) == 1 { RunKind::Unwritten(block) } else { RunKind::Data(block) };
-        Self { start: part(73, 54), length: part(0, 21), kind }
-    }
+/// Decodes 16 bytes.
+fn decode(raw: [u8; EXTENT]) -> Run {
+    let bits = u128::from_be_bytes(raw);
+    // Masked to fewer than 64 bits.
+    let part = |shift: u32, width: u32| u64::try_from(bits >> shift & ((1 << width) - 1)).unwrap_or(0);
+    let block = part(21, 52);
+    let kind = if part(127, 1) == 1 { RunKind::Unwritten(block) } else { RunKind::Data(block) };
+    Run { start: part(73, 54), length: part(0, 21), kind }
 }
 
 /// What one leaf of the map says about `start..end`. Blocks of no run are a hole.
@@ -127,7 +90,7 @@ fn runs(volume: &Volume, record: &Record<'_>, at: usize, count: usize, start: u6
     let mut from = start;
     for index in 0..count {
         let at = at + index * EXTENT;
-        let run = Run::decode(record.array(at)?);
+        let run = decode(record.array(at)?);
         // Sums of numbers of 54 and 21 bits.
         if run.length == 0 || run.start < from || run.end() > end {
             return Err(record
@@ -319,9 +282,9 @@ mod tests {
     #[test]
     fn extents_are_decoded() {
         let bits = 1_u128 << 127 | 5 << 73 | 0x1234 << 21 | 7;
-        let run = Run::decode(bits.to_be_bytes());
+        let run = decode(bits.to_be_bytes());
         assert_eq!(run, Run { start: 5, length: 7, kind: RunKind::Unwritten(0x1234) });
-        let run = Run::decode((bits & !(1 << 127)).to_be_bytes());
+        let run = decode((bits & !(1 << 127)).to_be_bytes());
         assert_eq!(run.kind, RunKind::Data(0x1234));
     }
 }
